@@ -1,0 +1,47 @@
+# Every habit is one command; `make check` is what CI runs, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo check fix test docs vectors
+
+setup: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("planearly needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedder]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed-demo
+
+# Specialize the bundle in examples/demo on text that every Python carries; prints perplexities.
+demo: $(VENV)/.installed-demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo/run.sh
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+fix: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# make test K=projection; without K everything
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest $(if $(K),-k '$(K)')
+
+# Rewrite the --help blocks and the file tree in README.md; a test fails when they are stale.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/refresh.py
+
+# Rebuild tests/vectors from their seed; `git diff` is empty unless the format changed.
+vectors: $(VENV)/.installed-dev
+	$(BIN)/python tests/vectors/build.py

@@ -1,0 +1,1 @@
+"""What both parties must agree on, byte for byte: the lower floor, which imports neither of them."""

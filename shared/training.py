@@ -1,0 +1,348 @@
+"""The one training loop of both parties: pretraining a system, fine-tuning an expert.
+
+A step's loss is a sum of nats over all its tokens divided by their number, whatever the microbatches.
+State is parameters, Adam's moments, a seed and a step; the sampler is a pure function of the last two,
+so a run killed at any moment goes on from its last checkpoint and, on CPU, ends with the same bits.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from shared.batches import IGNORED, Microbatch, Sampler
+from shared.checkpoints import load_checkpoint, load_newest, save_checkpoint, save_step
+from shared.device import autocast
+from shared.errors import PlanearlyError
+from shared.files import remove_stale
+from shared.projection import ProjectedNetwork
+
+Say = Callable[[str], None]
+SAY_EVERY_S = 10.0
+BEST_FILE = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one model is trained. The defaults are Table 6's, for parity with the paper."""
+
+    steps: int
+    """Optimizer steps, at most."""
+    rows_per_step: int = 128
+    """Rows of context_tokens tokens per optimizer step; Table 6: batch size 128."""
+    rows_per_microbatch: int = 4
+    """Rows of one cluster that go through the model together; sets memory and cluster mixing."""
+    learning_rate: float = 1e-4
+    """Peak, per optimizer step; Table 6."""
+    final_lr_fraction: float = 1.0
+    """Share of the peak reached at the last step, by a cosine; 1: constant, as in Table 6."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up; Table 6."""
+    clip_norm: float = 5.0
+    """Largest global gradient norm; Table 6."""
+    eval_every_steps: int = 1000
+    """Optimizer steps between held-out losses."""
+    patience_evals: int = 0
+    """Held-out losses in a row that are no better than the best before stopping; 0: never stop.
+    With a patience, the best step's weights are the result; without, the last step's."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints; does not change the result."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows_per_step", "rows_per_microbatch", "eval_every_steps"):
+            if getattr(self, name) < 1:
+                raise PlanearlyError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise PlanearlyError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise PlanearlyError(f"final_lr_fraction is {self.final_lr_fraction}, expected 0 to 1")
+
+    def result_fields(self) -> dict[str, Any]:
+        """Return the fields that decide the result, for a run's digest."""
+        return {key: value for key, value in asdict(self).items() if key != "checkpoint_every_s"}
+
+
+@dataclass(frozen=True)
+class HeldoutLoss:
+    """Sums over a held-out split, by cluster: nats and tokens."""
+
+    nats: dict[int, float]
+    tokens: dict[int, int]
+
+    @property
+    def mean(self) -> float:
+        """Nats per token over all clusters."""
+        return sum(self.nats.values()) / max(1, sum(self.tokens.values()))
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token)."""
+        return math.exp(self.mean)
+
+
+class HeldoutEntry(TypedDict):
+    """One held-out loss of a run; losses in nats/token, train_loss is null at step 0."""
+
+    step: int
+    train_loss: float | None
+    heldout_loss: float
+
+
+@dataclass
+class TrainResult:
+    """How a run ended; the model holds the weights of `step`."""
+
+    step: int
+    """The step whose weights the model holds: the best, or the last."""
+    steps_run: int
+    heldout_loss: float
+    """Nats/token at `step`."""
+    tokens: int
+    """Tokens trained on, repeats counted."""
+    history: list[HeldoutEntry] = field(default_factory=list)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the rate of step `step`, from 0: linear warm-up, then a cosine to its final fraction."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
+
+
+def sum_nats(model: nn.Module, weights: dict[str, Tensor], batch: Microbatch) -> Tensor:
+    """Return the summed negative log likelihood (nats, float32) of a microbatch's tokens.
+
+    `weights` replace parameters of the model, by name (the expert's dense layers); {} for a plain model.
+    """
+    device = next(model.parameters()).device
+    arguments = {
+        "input_ids": batch.input_ids.to(device),
+        "position_ids": batch.position_ids.to(device),
+        "use_cache": False,
+    }
+    with autocast(device):
+        logits = functional_call(model, weights, (), arguments).logits
+    return nn.functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1),
+        batch.labels.to(device).flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, network: ProjectedNetwork | None, batches: Iterable[Microbatch]
+) -> HeldoutLoss:
+    """Return the held-out loss, each cluster's windows under its own expert."""
+    nats: dict[int, float] = {}
+    tokens: dict[int, int] = {}
+    materialized = -1
+    model.eval()
+    for batch in batches:
+        weights: dict[str, Tensor] = {}
+        if network is not None:
+            if batch.cluster != materialized:
+                network.begin_step([batch.cluster])
+                materialized = batch.cluster
+            weights = dict(network.weights_of(batch.cluster))
+        loss = float(sum_nats(model, weights, batch))
+        nats[batch.cluster] = nats.get(batch.cluster, 0.0) + loss
+        tokens[batch.cluster] = tokens.get(batch.cluster, 0) + batch.n_tokens
+    model.train()
+    return HeldoutLoss(nats, tokens)
+
+
+def train_step(model: nn.Module, network: ProjectedNetwork | None, batches: list[Microbatch]) -> float:
+    """Leave in `.grad` the gradient of the step's mean loss; return that loss (nats/token)."""
+    n_tokens = sum(batch.n_tokens for batch in batches)
+    if network is not None:
+        network.begin_step(sorted({batch.cluster for batch in batches}))
+    total = 0.0
+    for batch in batches:
+        weights = {} if network is None else dict(network.weights_of(batch.cluster))
+        loss = sum_nats(model, weights, batch) / n_tokens
+        loss.backward()
+        total += float(loss.detach())
+    if network is not None:
+        network.finish_step()
+    return total
+
+
+def trained_parameters(model: nn.Module, network: ProjectedNetwork | None) -> dict[str, nn.Parameter]:
+    """Return what the optimizer moves: the model's own parameters and the projection's."""
+    named = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    if network is not None:
+        named |= {f"projection.{name}": p for name, p in network.named_parameters()}
+    return named
+
+
+class _Run:
+    """The mutable state of one run: what a checkpoint holds."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, run: str) -> None:
+        self.parameters, self.run = parameters, run
+        self.optimizer = torch.optim.Adam(
+            parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
+        )
+        self.step = self.tokens = 0
+        self.best_step, self.best_loss = 0, math.inf
+        self.history: list[HeldoutEntry] = []
+
+    def goes_on(self, patience_evals: int) -> bool:
+        """Say whether fewer held-out losses than the patience came after the best one."""
+        after_best = sum(entry["step"] > self.best_step for entry in self.history)
+        return patience_evals == 0 or after_best < patience_evals
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.parameters.items()}
+
+    def save(self, folder: Path) -> None:
+        tensors = self.values()
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state.get(parameter)
+            if state:
+                tensors[f"adam_mean.{name}"] = state["exp_avg"]
+                tensors[f"adam_square.{name}"] = state["exp_avg_sq"]
+        record = {
+            "run": self.run,
+            "step": self.step,
+            "tokens": self.tokens,
+            "best_step": self.best_step,
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "history": self.history,
+        }
+        save_step(folder, self.step, tensors, record)
+
+    def load_values(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def resume(self, folder: Path) -> bool:
+        checkpoint = load_newest(folder, self.run)
+        if checkpoint is None:
+            return False
+        record = checkpoint.record
+        self.load_values(checkpoint.tensors)
+        self.step, self.tokens = record["step"], record["tokens"]
+        self.best_step, self.history = record["best_step"], record["history"]
+        self.best_loss = math.inf if record["best_loss"] is None else record["best_loss"]
+        for name, parameter in self.parameters.items():
+            if f"adam_mean.{name}" in checkpoint.tensors:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": checkpoint.tensors[f"adam_mean.{name}"].to(parameter.device),
+                    "exp_avg_sq": checkpoint.tensors[f"adam_square.{name}"].to(parameter.device),
+                }
+        return True
+
+
+def train(
+    model: nn.Module,
+    network: ProjectedNetwork | None,
+    sampler: Sampler,
+    heldout: Callable[[], Iterable[Microbatch]],
+    config: TrainConfig,
+    folder: Path,
+    say: Say,
+    inputs: str = "",
+) -> TrainResult:
+    """Train until `config.steps` or until the held-out loss stops falling; resume what `folder` holds.
+
+    `inputs` is a digest of everything else that decides the result (data, starting weights): a checkpoint
+    of other inputs is refused. The held-out loss is also taken before the first step. With a patience,
+    the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
+    Raises CheckpointError (damaged or foreign state), PlanearlyError (the loss is not a number), OSError.
+    """
+    identity = json.dumps([inputs, sampler.seed, config.result_fields()], sort_keys=True)
+    run = hashlib.sha256(identity.encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder)
+    parameters = trained_parameters(model, network)
+    state = _Run(parameters, config, run)
+    keeps_best = config.patience_evals > 0
+    if state.resume(folder):
+        say(f"resumed at step {state.step}/{config.steps}")
+    loss: float | None = None
+    saved_s = said_s = time.monotonic()
+    said_tokens = state.tokens
+
+    def take_heldout() -> bool:
+        """Record the held-out loss of this step; say whether to go on."""
+        found = evaluate(model, network, heldout()).mean
+        state.history.append({"step": state.step, "train_loss": loss, "heldout_loss": found})
+        if not math.isfinite(found):
+            raise PlanearlyError(
+                f"the held-out loss at step {state.step} is not a number",
+                hint="use a lower learning rate",
+            )
+        if found < state.best_loss:
+            state.best_step, state.best_loss = state.step, found
+            if keeps_best:
+                save_checkpoint(folder / BEST_FILE, state.values(), {"run": run, "step": state.step})
+        return state.goes_on(config.patience_evals)
+
+    go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
+    while go_on and state.step < config.steps:
+        batches = sampler.step(state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.step)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = train_step(model, network, batches)
+        torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
+        state.optimizer.step()
+        state.step += 1
+        state.tokens += sum(batch.n_tokens for batch in batches)
+        if not math.isfinite(loss):
+            raise PlanearlyError(
+                f"the training loss at step {state.step} is not a number",
+                hint="use a lower learning rate",
+            )
+        if state.step % config.eval_every_steps == 0 or state.step == config.steps:
+            go_on = take_heldout()
+        now_s = time.monotonic()
+        if now_s - said_s >= SAY_EVERY_S or state.step == config.steps or not go_on:
+            rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+            per_step = state.tokens / state.step
+            left_s = (config.steps - state.step) * per_step / max(1.0, rate)
+            say(
+                f"step {state.step}/{config.steps} · train {loss:.3f}"
+                f" · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
+                f" · {rate / 1000:.1f}k tokens/s · {_duration(left_s)} left"
+            )
+            said_s, said_tokens = now_s, state.tokens
+        if now_s - saved_s >= config.checkpoint_every_s:
+            state.save(folder)
+            saved_s = time.monotonic()
+    state.save(folder)
+    if keeps_best:
+        best = load_checkpoint(folder / BEST_FILE)
+        state.load_values(best.tensors)
+    last = state.history[-1]
+    return TrainResult(
+        step=state.best_step if keeps_best else state.step,
+        steps_run=state.step,
+        heldout_loss=state.best_loss if keeps_best else last["heldout_loss"],
+        tokens=state.tokens,
+        history=state.history,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,90 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.batches import IGNORED, Sampler, all_microbatches, collate, pack_rows
+from shared.slm import BOS_ID, PRESETS, build_slm
+from shared.training import sum_nats
+from tests.conftest import make_windows
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 32), min_size=1, max_size=60),
+    n_clusters=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_packing_keeps_every_window_whole_once_and_in_rows_of_one_cluster(lengths, n_clusters, seed):
+    clusters = np.random.default_rng(seed).integers(0, n_clusters, len(lengths))
+    windows = make_windows(lengths, clusters)
+    rows = pack_rows(windows, 32)
+    assert sorted(rows.windows.tolist()) == list(range(len(lengths)))
+    for row in range(len(rows)):
+        members = rows.windows[rows.bounds[row] : rows.bounds[row + 1]]
+        assert windows.length[members].sum() <= 32
+        assert set(windows.cluster[members]) == {rows.cluster[row]}
+
+
+def test_every_token_is_predicted_once_from_its_own_window():
+    windows = make_windows([10, 15, 7, 20, 5, 32])
+    batches = list(all_microbatches(windows, 32, 2))
+    labels = torch.cat([batch.labels.flatten() for batch in batches])
+    predicted = sorted(labels[labels != IGNORED].tolist())
+    assert predicted == sorted(windows.streams[0].tolist())
+    assert sum(batch.n_tokens for batch in batches) == windows.n_tokens
+    for batch in batches:
+        starts = batch.position_ids == 0
+        assert (batch.input_ids[starts] == BOS_ID).all()
+
+
+def test_attention_does_not_cross_from_one_window_of_a_row_to_the_next(small_model):
+    windows = make_windows([10, 15, 7, 20, 5, 32])
+    rows = pack_rows(windows, 32)
+    assert len(rows) < len(windows)
+    with torch.no_grad():
+        packed = float(sum_nats(small_model, {}, collate(windows, rows, list(range(len(rows))))))
+        alone = 0.0
+        for index in range(len(windows)):
+            one = windows.take(np.array([index]))
+            alone += float(sum_nats(small_model, {}, collate(one, pack_rows(one, 32), [0])))
+    np.testing.assert_allclose(packed, alone, rtol=1e-5)
+
+
+def test_another_documents_text_in_the_row_changes_nothing_for_starcoder2():
+    from dataclasses import replace
+
+    model = build_slm(replace(PRESETS["test"], architecture="starcoder2"))
+    first, second = make_windows([12, 14], seed=1), make_windows([12, 14], seed=1)
+    second.streams[0][:12] = 7
+    with torch.no_grad():
+        logits = []
+        for windows in (first, second):
+            batch = collate(windows, pack_rows(windows, 32), [0])
+            out = model(input_ids=batch.input_ids, position_ids=batch.position_ids).logits
+            # the 14-token window is packed first, so take it by its labels
+            where = batch.labels[0] != IGNORED
+            positions = [i for i in range(26) if where[i]]
+            longer = positions[:14] if windows.length[pack_rows(windows, 32).windows[0]] == 14 else positions[12:]
+            logits.append(out[0, longer])
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_the_sampler_is_a_pure_function_of_seed_and_step():
+    windows = make_windows([9, 31, 17, 5] * 9, clusters=[0, 1, 2, 2] * 9)
+    one, two = Sampler(windows, 32, 4, 2, seed=5), Sampler(windows, 32, 4, 2, seed=5)
+    for step in (7, 0, 3):  # in another order than a run would
+        two.step(step)
+    for a, b in zip(one.step(3), two.step(3), strict=True):
+        assert torch.equal(a.input_ids, b.input_ids)
+        assert a.cluster == b.cluster
+    other = Sampler(windows, 32, 4, 2, seed=6).step(3)
+    assert any(not torch.equal(a.input_ids, b.input_ids) for a, b in zip(one.step(3), other, strict=True))
+
+
+def test_an_epoch_shows_every_window_once():
+    windows = make_windows([9, 31, 17, 5] * 9, clusters=[0, 1, 2, 2] * 9)
+    sampler = Sampler(windows, 32, 1, 1, seed=0)
+    n_steps = len(sampler.rows)
+    tokens = sum(batch.n_tokens for step in range(n_steps) for batch in sampler.step(step))
+    assert tokens == windows.n_tokens
