@@ -1,0 +1,1 @@
+"""The party that clusters a generic corpus, pretrains on it and publishes signed bundles."""

@@ -1,0 +1,165 @@
+"""The one TOML recipe of a release, as frozen dataclasses with a source for every default."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from shared.errors import PlanearlyError, RecipeError
+from shared.slm import PRESETS, SlmConfig
+from shared.training import TrainConfig
+
+KINDS = ("pn", "mix", "slm")
+"""Projected network (paper §2.5), hard mixture (§2.4), plain small model (§2.2)."""
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """The generic corpus: which files of the folder, and what a bundle says about them."""
+
+    description: str
+    """What the corpus is, in one sentence; published in the bundle's training record."""
+    sources: tuple[Mapping[str, str], ...] = ()
+    """Each source's `name` and `license`; published."""
+    train: tuple[str, ...] = ("**/*",)
+    """Glob patterns below the corpus folder."""
+    heldout: tuple[str, ...] = ()
+    """Glob patterns of the generic held-out split; without any, every heldout_every-th document."""
+    heldout_every: int = 50
+    """Documents. Ours; C4 brings its own validation split, which `heldout` can name."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """SentencePiece unigram (Kudo 2018); its size is the model's vocab_size."""
+
+    sample_bytes: int = 200_000_000
+    """UTF-8 bytes of training documents to learn pieces from, taken evenly from all files."""
+
+
+@dataclass(frozen=True)
+class ClusteringConfig:
+    """k-means on window embeddings (paper §3.2)."""
+
+    n_clusters: int
+    fit_windows: int = 1_000_000
+    """Windows that k-means is fitted on; all are then assigned. Ours, to bound memory."""
+    n_init: int = 4
+    """Starts of k-means, of which the best is kept."""
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """Sizes of a projected network (paper §2.5, §4.1)."""
+
+    capacity: int
+    """h: slices of a weight bank."""
+    expert_size: int
+    """m: components of an expert vector."""
+    layers: tuple[int, ...] = ()
+    """Transformer layers whose feed-forward is projected; none named: all."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the bytes of a release, but for the corpus and the key."""
+
+    name: str
+    """The bundle's name; the file is `<name>.st`."""
+    version: int
+    """Goes up with every release of the name: an owner refuses to go back."""
+    created: datetime
+    """Date of the release, with a time zone; stated, not taken from a clock, so that a release repeats."""
+    kind: str
+    license: str
+    seed: int
+    model: SlmConfig
+    corpus: CorpusConfig
+    clustering: ClusteringConfig
+    pretraining: TrainConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    projection: ProjectionConfig | None = None
+    weights: str = "bfloat16"
+    """Stored type of the weights: bfloat16 or float32."""
+    comparison: tuple[str, ...] = ()
+    """Further systems of the same pretraining that the bundle carries; "slm" is the only one."""
+
+
+def _section(kind: type[Any], entries: Any, where: str) -> Any:
+    """Fill a dataclass from a TOML table; errors name the field."""
+    if not isinstance(entries, dict):
+        raise RecipeError(f"{where}: expected a table")
+    known = {item.name: item for item in fields(kind)}
+    for name, value in entries.items():
+        if name not in known:
+            raise RecipeError(f"{where}.{name} is not a field", hint=f"known: {', '.join(sorted(known))}")
+        if isinstance(value, list):
+            entries = entries | {name: tuple(value)}
+        default = known[name].type
+        if default is int and (type(value) is not int or value < 0):
+            raise RecipeError(f"{where}.{name} is {value!r}, expected a whole number of 0 or more")
+        if default is float and type(value) not in (int, float):
+            raise RecipeError(f"{where}.{name} is {value!r}, expected a number")
+        if default is str and not isinstance(value, str):
+            raise RecipeError(f"{where}.{name} is {value!r}, expected text")
+    try:
+        return kind(**entries)
+    except TypeError as error:
+        missing = str(error).split("argument", 1)[-1].lstrip("s: ")
+        raise RecipeError(f"{where}: missing {missing}") from None
+
+
+def _model(entries: Any) -> SlmConfig:
+    if not isinstance(entries, dict) or "preset" not in entries:
+        raise RecipeError("model: expected `preset`", hint=f"one of: {', '.join(PRESETS)}")
+    entries = dict(entries)
+    preset = entries.pop("preset")
+    if preset not in PRESETS:
+        raise RecipeError(f"model.preset {preset!r} is unknown", hint=f"one of: {', '.join(PRESETS)}")
+    unknown = set(entries) - {item.name for item in fields(SlmConfig)}
+    if unknown:
+        raise RecipeError(f"model.{min(unknown)} is not a field")
+    return replace(PRESETS[preset], **entries)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Parse and check a recipe. Raises RecipeError that names the file and the field."""
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error}") from None
+    try:
+        sections = {
+            "model": _model(entries.pop("model", None)),
+            "corpus": _section(CorpusConfig, entries.pop("corpus", None), "corpus"),
+            "clustering": _section(ClusteringConfig, entries.pop("clustering", None), "clustering"),
+            "pretraining": _section(TrainConfig, entries.pop("pretraining", None), "pretraining"),
+        }
+        for name, kind in (("tokenizer", TokenizerConfig), ("projection", ProjectionConfig)):
+            if name in entries:
+                sections[name] = _section(kind, entries.pop(name), name)
+        recipe: Recipe = _section(Recipe, entries | sections, "recipe")
+        _check(recipe)
+    except PlanearlyError as error:
+        raise RecipeError(f"{path}: {error}", hint=error.hint) from None
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    if recipe.kind not in KINDS:
+        raise RecipeError(f"kind is {recipe.kind!r}", hint=f"one of: {', '.join(KINDS)}")
+    if (recipe.kind == "pn") != (recipe.projection is not None):
+        raise RecipeError("a [projection] section belongs to kind pn, and only to it")
+    if set(recipe.comparison) - {"slm"} or (recipe.kind == "slm" and recipe.comparison):
+        raise RecipeError(f"comparison is {list(recipe.comparison)}, expected [] or ['slm']")
+    if recipe.weights not in ("bfloat16", "float32"):
+        raise RecipeError(f"weights is {recipe.weights!r}, expected bfloat16 or float32")
+    if not isinstance(recipe.created, datetime) or recipe.created.tzinfo is None:
+        raise RecipeError("created: expected a date with a time zone, as 2026-11-21T00:00:00Z")
+    if recipe.clustering.n_clusters < 1:
+        raise RecipeError("clustering.n_clusters is 0, expected 1 or more")
+    for source in recipe.corpus.sources:
+        if set(source) != {"name", "license"}:
+            raise RecipeError("corpus.sources: each entry has a `name` and a `license`")

@@ -1,0 +1,48 @@
+"""Stages of a release: each in a folder named by the digest of its inputs, done once.
+
+A stage whose inputs have not changed is skipped; one that was killed goes on inside its folder, where it
+keeps what is finished. Changed inputs give another folder, so nothing that took hours is overwritten.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import CheckpointError
+from shared.files import remove_stale, write_json
+
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished stage: its folder, the digest of its inputs, what it reported."""
+
+    folder: Path
+    digest: str
+    report: dict[str, Any]
+    was_done: bool
+
+
+def run_stage(work: Path, name: str, inputs: dict[str, Any], run: Callable[[Path], dict[str, Any]]) -> Stage:
+    """Run a stage in `work/<name>-<digest>` unless it is done there; return it.
+
+    `run` gets the folder and returns a JSON report; it must pick up what a killed run left there.
+    """
+    text = json.dumps(inputs, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    folder = work / f"{name}-{digest[:12]}"
+    done = folder / DONE
+    if done.exists():
+        try:
+            return Stage(folder, digest, json.loads(done.read_text())["report"], was_done=True)
+        except (ValueError, KeyError):
+            raise CheckpointError(f"{done}: damaged", hint=f"delete {folder} to repeat the stage") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder)
+    report = run(folder)
+    write_json(done, {"inputs": inputs, "report": report})
+    return Stage(folder, digest, report, was_done=False)
