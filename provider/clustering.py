@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
-from shared.embedding import Embedder, embed_texts
+from shared.embedding import WIDTH, Embedder, embed_texts
 from shared.files import write_atomic
 from shared.tokenizer import decode_window
 
@@ -47,22 +47,35 @@ def embed_part(
         say(f"{name} · {min(start + GROUP_WINDOWS, len(starts)):,} of {len(starts):,} windows")
     with write_atomic(final) as out:
         parts = [np.load(group) for group in groups]
-        np.save(out, np.concatenate(parts) if parts else np.zeros((0, 384), np.float32))
+        np.save(out, np.concatenate(parts) if parts else np.zeros((0, WIDTH), np.float32))
     for group in groups:
         group.unlink()
 
 
-def fit_centroids(
-    embeddings_NW: np.ndarray, n_clusters: int, fit_windows: int, n_init: int, seed: int
-) -> np.ndarray:
+def sample_windows(parts: list[tuple[np.ndarray, np.ndarray]], fit_windows: int, seed: int) -> np.ndarray:
+    """Draw up to fit_windows training windows' embeddings, (n, 384) float32, in corpus order.
+
+    `parts` are pairs of embeddings (w, 384), possibly mmapped, and is_heldout (w,) bool.
+    """
+    rows = [np.flatnonzero(~is_heldout) for _, is_heldout in parts]
+    total = sum(len(part) for part in rows)
+    chosen = np.arange(total)
+    if total > fit_windows:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, fit_windows, replace=False))
+    bounds = np.cumsum([0, *(len(part) for part in rows)])
+    drawn = []
+    for (embeddings, _), part, low, high in zip(parts, rows, bounds, bounds[1:], strict=False):
+        inside = chosen[(chosen >= low) & (chosen < high)] - low
+        drawn.append(np.asarray(embeddings[part[inside]]))
+    return np.concatenate(drawn) if drawn else np.zeros((0, WIDTH), np.float32)
+
+
+def fit_centroids(embeddings_NW: np.ndarray, n_clusters: int, n_init: int, seed: int) -> np.ndarray:
     """Fit k-means; return centroids (n_clusters, 384) float32.
 
     One thread, because scikit-learn's sums depend on the number of threads in the last bits, and a
     centroid that moved would move windows. Source: scikit-learn `KMeans` (Lloyd, k-means++).
     """
-    if len(embeddings_NW) > fit_windows:
-        chosen = np.random.default_rng(seed).choice(len(embeddings_NW), fit_windows, replace=False)
-        embeddings_NW = embeddings_NW[np.sort(chosen)]
     with threadpool_limits(1):
         fitted = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(embeddings_NW)
     return fitted.cluster_centers_.astype(np.float32)

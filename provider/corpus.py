@@ -8,12 +8,14 @@ dropped silently: a line without text is counted and reported. Finished parts ar
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
+import pyarrow.parquet as parquet
 import sentencepiece
 from tokenizers import Tokenizer
 
@@ -77,8 +79,6 @@ def read_documents(path: Path, rejected: list[int]) -> Iterator[str]:
     """Yield the documents of one file; lines that hold no text are counted in rejected[0]."""
     try:
         if path.name.endswith(".parquet"):
-            import pyarrow.parquet as parquet
-
             table = parquet.ParquetFile(path)
             if "text" not in table.schema_arrow.names:
                 raise DocumentsError(f"{path}: Parquet without a `text` column")
@@ -89,7 +89,7 @@ def read_documents(path: Path, rejected: list[int]) -> Iterator[str]:
                     else:
                         rejected[0] += 1
         elif path.name.endswith((".txt", ".md")):
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
             if text.strip():
                 yield text
             else:
@@ -107,7 +107,7 @@ def read_documents(path: Path, rejected: list[int]) -> Iterator[str]:
                         yield text
                     else:
                         rejected[0] += 1
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DocumentsError(
             f"{path}: cannot be read ({type(error).__name__})",
             hint="repair the file, or leave it out with corpus.train",

@@ -5,6 +5,8 @@ and T jointly on all clusters (§2.5); mix is one slm per cluster, trained on th
 its share of the batch (§2.4). slm and pn see the same rows in the same order.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from provider.recipe import Recipe
-from shared.batches import Sampler, Windows, all_microbatches
+from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.device import choose_device, make_deterministic
 from shared.errors import DocumentsError
@@ -73,7 +75,7 @@ def pretrain(
     if not len(train_windows) or not len(heldout_windows):
         raise DocumentsError(
             f"{len(train_windows)} training and {len(heldout_windows)} held-out windows",
-            hint="use more documents, or a smaller corpus.heldout_every",
+            hint="use more documents, or name held-out files in corpus.heldout",
         )
     if system != "mix":
         tensors, loss, tokens = _pretrain_one(
@@ -87,7 +89,7 @@ def pretrain(
         config = replace(
             recipe.pretraining,
             rows_per_step=share,
-            rows_per_microbatch=min(share, recipe.pretraining.rows_per_microbatch),
+            rows_per_microbatch=math.gcd(share, recipe.pretraining.rows_per_microbatch),
         )
         for cluster in range(n_clusters):
             part = folder / f"expert-{cluster:05}"
@@ -155,9 +157,12 @@ def _pretrain_one(
             recipe.projection.capacity,
         ).to(device)
     sampler = Sampler(train_windows, context, config.rows_per_step, config.rows_per_microbatch, recipe.seed)
-    heldout = list(all_microbatches(heldout_windows, context, config.rows_per_microbatch))
-    result = train(model, network, sampler, lambda: heldout, config, folder, say, inputs=system)
+
+    def heldout() -> Iterable[Microbatch]:
+        return all_microbatches(heldout_windows, context, config.rows_per_microbatch)
+
+    result = train(model, network, sampler, heldout, config, folder, say, inputs=system)
     dtype = DTYPES[recipe.weights]
     _round(model, network, dtype)
-    loss = evaluate(model, network, heldout)
+    loss = evaluate(model, network, heldout())
     return _published(model, network, dtype), loss, result.tokens

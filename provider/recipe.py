@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import PlanearlyError, RecipeError
+from shared.manifest import KINDS, MAX_CAPACITY, MAX_CLUSTERS, MAX_EXPERT_SIZE, MAX_VERSION, NAME_PATTERN
 from shared.slm import PRESETS, SlmConfig
 from shared.training import TrainConfig
 
-KINDS = ("pn", "mix", "slm")
-"""Projected network (paper §2.5), hard mixture (§2.4), plain small model (§2.2)."""
+MAX_SEED = 2**32 - 1
+"""scikit-learn takes no larger one."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,29 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(f"weights is {recipe.weights!r}, expected bfloat16 or float32")
     if not isinstance(recipe.created, datetime) or recipe.created.tzinfo is None:
         raise RecipeError("created: expected a date with a time zone, as 2026-11-21T00:00:00Z")
-    if recipe.clustering.n_clusters < 1:
-        raise RecipeError("clustering.n_clusters is 0, expected 1 or more")
+    if not NAME_PATTERN.fullmatch(recipe.name):
+        raise RecipeError(f"name is {recipe.name!r}, expected 1 to 100 of A-Z a-z 0-9 . _ -")
+    limits = [
+        ("version", recipe.version, 1, MAX_VERSION),
+        ("seed", recipe.seed, 0, MAX_SEED),
+        ("clustering.n_clusters", recipe.clustering.n_clusters, 1, MAX_CLUSTERS),
+        ("clustering.n_init", recipe.clustering.n_init, 1, 1000),
+        ("clustering.fit_windows", recipe.clustering.fit_windows, recipe.clustering.n_clusters, 2**40),
+        ("tokenizer.sample_bytes", recipe.tokenizer.sample_bytes, 1, 2**40),
+    ]
+    if not recipe.corpus.heldout:
+        limits.append(("corpus.heldout_every", recipe.corpus.heldout_every, 2, 2**40))
+    if recipe.projection is not None:
+        limits += [
+            ("projection.capacity", recipe.projection.capacity, 1, MAX_CAPACITY),
+            ("projection.expert_size", recipe.projection.expert_size, 1, MAX_EXPERT_SIZE),
+        ]
+        for layer in recipe.projection.layers:
+            if type(layer) is not int or not 0 <= layer < recipe.model.n_layers:
+                raise RecipeError(f"projection.layers: {layer!r} of {recipe.model.n_layers} layers")
+    for name, value, least, most in limits:
+        if not least <= value <= most:
+            raise RecipeError(f"{name} is {value}, expected {least} to {most}")
     for source in recipe.corpus.sources:
         if set(source) != {"name", "license"}:
             raise RecipeError("corpus.sources: each entry has a `name` and a `license`")

@@ -167,7 +167,7 @@ class Sampler:
         self.windows = windows
         self.rows = pack_rows(windows, context_tokens)
         self.rows_per_microbatch = rows_per_microbatch
-        self.blocks_per_step = max(1, rows_per_step // rows_per_microbatch)
+        self.blocks_per_step = rows_per_step // rows_per_microbatch
         self.seed = seed
         self._epoch = lru_cache(maxsize=2)(self._shuffle_epoch)
 

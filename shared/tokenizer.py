@@ -38,7 +38,7 @@ ENCODE_PARTS = 16
 Pieces = list[tuple[str, float]]
 
 
-def read_pieces(content: bytes) -> Pieces:
+def read_pieces(content: bytes, vocab_size: int | None = None) -> Pieces:
     """Parse and check a piece list: JSON [[piece, log probability], ...], in id order.
 
     Raises PlanearlyError when the first 259 are not the special and byte pieces, a piece repeats, is
@@ -54,6 +54,8 @@ def read_pieces(content: bytes) -> Pieces:
         raise refuse(f"not a JSON list ({type(error).__name__})") from None
     if not isinstance(entries, list) or not 259 <= len(entries) <= LIMITS["vocab_size"]:
         raise refuse("expected a list of 259 or more entries")
+    if vocab_size is not None and len(entries) != vocab_size:
+        raise refuse(f"{len(entries)} entries, expected {vocab_size}, the model's vocabulary")
     seen: set[str] = set()
     pieces: Pieces = []
     reserved = [SPECIAL_PIECES[index] for index in range(3)] + BYTE_PIECES

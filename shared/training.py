@@ -37,7 +37,8 @@ class TrainConfig:
     steps: int
     """Optimizer steps, at most."""
     rows_per_step: int = 128
-    """Rows of context_tokens tokens per optimizer step; Table 6: batch size 128."""
+    """Rows of context_tokens tokens per optimizer step, a multiple of rows_per_microbatch. Ours: the paper
+    gives no batch size; 128 rows of 1,024 tokens lie among what Table 8's steps and hours imply."""
     rows_per_microbatch: int = 4
     """Rows of one cluster that go through the model together; sets memory and cluster mixing."""
     learning_rate: float = 1e-4
@@ -60,6 +61,11 @@ class TrainConfig:
         for name in ("steps", "rows_per_step", "rows_per_microbatch", "eval_every_steps"):
             if getattr(self, name) < 1:
                 raise PlanearlyError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.rows_per_step % self.rows_per_microbatch:
+            raise PlanearlyError(
+                f"rows_per_step is {self.rows_per_step}, expected a multiple of rows_per_microbatch,"
+                f" {self.rows_per_microbatch}"
+            )
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise PlanearlyError(f"{name} is {getattr(self, name)}, expected more than 0")
@@ -242,7 +248,7 @@ class _Run:
         for name, parameter in self.parameters.items():
             if f"adam_mean.{name}" in checkpoint.tensors:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
+                    "step": torch.tensor(float(self.step), device=parameter.device),
                     "exp_avg": checkpoint.tensors[f"adam_mean.{name}"].to(parameter.device),
                     "exp_avg_sq": checkpoint.tensors[f"adam_square.{name}"].to(parameter.device),
                 }

@@ -65,7 +65,9 @@ def test_another_documents_text_in_the_row_changes_nothing_for_starcoder2():
             # the 14-token window is packed first, so take it by its labels
             where = batch.labels[0] != IGNORED
             positions = [i for i in range(26) if where[i]]
-            longer = positions[:14] if windows.length[pack_rows(windows, 32).windows[0]] == 14 else positions[12:]
+            longer = (
+                positions[:14] if windows.length[pack_rows(windows, 32).windows[0]] == 14 else positions[12:]
+            )
             logits.append(out[0, longer])
     torch.testing.assert_close(logits[0], logits[1])
 

@@ -1,6 +1,7 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from dataclasses import replace
 from torch.func import functional_call
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -26,12 +27,16 @@ def test_projection_is_the_papers_double_sum():
 def test_every_mlp_linear_of_a_model_is_found_and_layers_can_be_picked():
     llama = build_slm(PRESETS["test"])
     assert feed_forward_linears(llama) == [
-        f"model.layers.{layer}.mlp.{part}" for layer in (0, 1) for part in ("gate_proj", "up_proj", "down_proj")
+        f"model.layers.{layer}.mlp.{part}"
+        for layer in (0, 1)
+        for part in ("gate_proj", "up_proj", "down_proj")
     ]
     starcoder = build_slm(replace(PRESETS["test"], architecture="starcoder2"))
     assert feed_forward_linears(starcoder, [1]) == ["model.layers.1.mlp.c_fc", "model.layers.1.mlp.c_proj"]
     neox = GPTNeoXForCausalLM(
-        GPTNeoXConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, vocab_size=9)
+        GPTNeoXConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, vocab_size=9
+        )
     )
     assert feed_forward_linears(neox) == [
         "gpt_neox.layers.0.mlp.dense_h_to_4h",

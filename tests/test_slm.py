@@ -1,5 +1,6 @@
-import pytest
 from dataclasses import replace
+
+import pytest
 
 from shared.errors import PlanearlyError
 from shared.projection import feed_forward_linears
@@ -65,6 +66,8 @@ def test_a_config_survives_its_dictionary_and_refuses_other_fields():
 def test_models_are_stock_classes_without_biases_and_with_tied_embeddings(architecture):
     model = build_slm(replace(PRESETS["test"], architecture=architecture))
     assert type(model).__module__.startswith("transformers.models.")
-    linear_biases = [n for n, m in model.named_modules() if getattr(m, "bias", None) is not None and "norm" not in n]
+    linear_biases = [
+        n for n, m in model.named_modules() if getattr(m, "bias", None) is not None and "norm" not in n
+    ]
     assert linear_biases == []
     assert model.lm_head.weight is model.model.embed_tokens.weight

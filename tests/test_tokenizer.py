@@ -23,7 +23,8 @@ from tests.conftest import make_pieces
 
 TEXT = (
     "The cat sat on the mat.  It was, as ever, the 3rd of 12 cats;\tsome said “naïve” – others: 猫.\n"
-    "    indented    lines and\r\nWindows ends, e\u0301 combining, \u00a0 hard space, <s> and </s> as text \U0001f600\n"
+    "    indented    lines and\r\nWindows ends, e\u0301 combining, \u00a0 hard space,\n"
+    "<s> and </s> as text \U0001f600\n"
 )
 
 
@@ -86,6 +87,11 @@ def test_the_saved_tokenizer_loads_with_auto_classes_and_agrees(trained, tmp_pat
     assert loaded(text)["input_ids"] == encode_document(tokenizer, text)[:-1].tolist()
     assert loaded.decode(loaded(text)["input_ids"]) == text
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (1, 2, 0)
+
+
+def test_a_piece_list_of_another_size_than_the_models_vocabulary_is_refused(pieces):
+    with pytest.raises(PlanearlyError, match="expected 400, the model's vocabulary"):
+        read_pieces(write_pieces(pieces), vocab_size=400)
 
 
 def test_pieces_survive_their_file(pieces):

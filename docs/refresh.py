@@ -1,0 +1,175 @@
+"""Rewrite what README.md repeats from elsewhere: the demo's output, the help texts, the file tree.
+
+`make docs` runs it; tests/test_docs.py fails when a block is stale. Everything outside the blocks, which
+stand between `<!-- name -->` and `<!-- /name -->`, is written by hand. A new file that is no .py file
+needs a line in OTHER_FILES.
+"""
+
+import ast
+import fnmatch
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_OUTPUT = "examples/demo/output.txt"
+HELP_COLUMNS = 100
+NAME_COLUMNS = 32
+COMMANDS = ("owner", "owner specialize", "provider release")
+"""Commands whose help stands in README.md."""
+
+FOLDERS = ("shared", "provider", "owner", "tests", "benchmarks", "examples", "docs")
+"""Folders of the tree, in reading order; a package's line is its own docstring."""
+
+OTHER_FILES = {
+    "README.md": "this page",
+    "CONTRIBUTING.md": "style, commands, how to add a rule, a vector, a decision, an experiment",
+    "CHANGELOG.md": "what changed; the bundle format has a line of its own",
+    "LICENSE": "Apache-2.0",
+    "Makefile": "every habit is one command",
+    "pyproject.toml": "the distribution, its two commands, the import contract, tool settings",
+    "constraints.txt": "the versions that the tests were run with",
+    ".ci/run": "what CI runs: `make check`",
+    ".gitignore": "what is never committed: environments, private keys, results",
+    "tests/vectors/*": "good and bad bundles; vectors.json says which step refuses which",
+    "examples/demo/pn16.toml": "the recipe of the demo bundle",
+    "examples/demo/pn16.st": "the demo bundle",
+    "examples/demo/provider.pub": "the public key that verifies it",
+    "examples/demo/run.sh": "what `make demo` runs",
+    "examples/demo/output.txt": "what it printed",
+    "examples/quickstart/release.toml": "a laptop's recipe",
+    "examples/release-pn32.toml": "the paper's full-size run, as it would be run",
+    "benchmarks/*.md": "measured results",
+    "benchmarks/*.json": "measured results, for machines",
+    "docs/architecture.md": "one page, one picture: floors, data flow, stages, what lies where",
+    "docs/paper-map.md": "equation or section to file and function; what we do differently",
+    "docs/bundle-format.md": "the specification of a bundle",
+    "docs/threat-model.md": "what is protected, against whom, by what, and what is not",
+    "docs/experiments.md": "results and failed attempts, newest first",
+    "docs/decisions/*.md": "one page per decision that closes a door",
+}
+"""Line of each file that is not Python, by its path or a pattern for many."""
+
+FOLDER_LINES = {
+    "tests": "one file per source file, and whole runs with real processes",
+    "benchmarks": "one file per table",
+    "examples": "recipes and the demo",
+    "docs": "the rest of the documentation",
+}
+
+
+def first_sentence(source: str) -> str:
+    """Return the first sentence of a Python file's docstring, on one line; empty without one."""
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    text = " ".join(docstring.split("\n\n")[0].split())
+    # A full stop ends a sentence before a capital or at the end, but not that of "App. C".
+    return re.split(r"(?<!\bApp)\.(?: (?=[A-Z])|$)", text)[0]
+
+
+def _python_line(root: Path, path: Path) -> str:
+    """Return a Python file's line: its first sentence, or for a test without one, what it tests."""
+    sentence = first_sentence(path.read_text(encoding="utf-8"))
+    if sentence:
+        return sentence
+    tested = path.name.removeprefix("test_")
+    found = [f"{package}/{tested}" for package in FOLDERS[:3] if (root / package / tested).exists()]
+    return f"tests {' and '.join(found)}" if found else ""
+
+
+def _entries(root: Path, folder: str) -> Iterator[tuple[str, str]]:
+    """Yield (path below the folder, line) of one folder, Python files first."""
+    for path in sorted((root / folder).rglob("*.py")):
+        if path.name != "__init__.py" and "__pycache__" not in path.parts:
+            yield path.relative_to(root / folder).as_posix(), _python_line(root, path)
+    for pattern, line in OTHER_FILES.items():
+        if pattern.startswith(f"{folder}/") and any(root.glob(pattern)):
+            yield pattern.removeprefix(f"{folder}/"), line
+
+
+def has_line(name: str) -> bool:
+    """Say whether a file, by its path below the root, has a line in the tree."""
+    if name.endswith(".py"):
+        return name.split("/")[0] in FOLDERS
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OTHER_FILES)
+
+
+def tree_block(root: Path = ROOT) -> str:
+    """Return the file tree, a line per file."""
+    lines = [
+        f"{name:<{NAME_COLUMNS}} {line}"
+        for name, line in OTHER_FILES.items()
+        if name.split("/")[0] not in FOLDERS and (root / name).exists()
+    ]
+    for folder in FOLDERS:
+        package = root / folder / "__init__.py"
+        entries = list(_entries(root, folder))
+        if not entries:
+            continue
+        own = FOLDER_LINES.get(folder) or first_sentence(package.read_text(encoding="utf-8"))
+        lines += ["", f"{folder + '/':<{NAME_COLUMNS}} {own}"]
+        lines += [f"  {name:<{NAME_COLUMNS - 2}} {line}".rstrip() for name, line in entries]
+    return fence("\n".join(lines))
+
+
+def help_of(command: str) -> str:
+    """Return what `command --help` prints on a terminal of HELP_COLUMNS columns."""
+    from owner.cli import main as owner
+    from provider.cli import main as provider
+
+    groups: dict[str, click.Group] = {"owner": owner, "provider": provider}
+    name, *rest = command.split()
+    result = CliRunner().invoke(groups[name], [*rest, "--help"], prog_name=name, terminal_width=HELP_COLUMNS)
+    if result.exit_code != 0:
+        raise RuntimeError(f"{command} --help: exit code {result.exit_code}")
+    return result.output.rstrip()
+
+
+def help_block() -> str:
+    """Return the help texts of COMMANDS."""
+    return "\n\n".join(fence(f"$ {command} --help\n{help_of(command)}") for command in COMMANDS)
+
+
+def demo_block(root: Path = ROOT) -> str | None:
+    """Return the demo's recorded output, or None where there is none."""
+    path = root / DEMO_OUTPUT
+    return fence("$ make demo\n" + path.read_text(encoding="utf-8").rstrip()) if path.exists() else None
+
+
+def fence(text: str) -> str:
+    """Return the text as a fenced block."""
+    return f"```\n{text}\n```"
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """Return the text with a new content between a block's two markers; each must be there once."""
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected one {begin.strip()} and one {end.strip()}")
+    head, rest = text.split(begin)
+    return head + begin + content + rest[rest.index(end) :]
+
+
+def refresh(text: str, root: Path = ROOT) -> str:
+    """Return README.md's text with every block as it should be; the demo's stays without an output."""
+    blocks = {"demo": demo_block(root), "help": help_block(), "tree": tree_block(root)}
+    for name, content in blocks.items():
+        if content is not None:
+            text = replace_block(text, name, content)
+    return text
+
+
+def main() -> None:
+    """Rewrite README.md if a block is stale."""
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = refresh(before)
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+    print("README.md: " + ("rewritten" if after != before else "up to date"))
+
+
+if __name__ == "__main__":
+    main()

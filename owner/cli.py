@@ -1,0 +1,149 @@
+"""The `owner` command: parses, raises the walls, prints, exits 0 done, 1 refused or failed, 2 usage."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.errors import PlanearlyError
+
+
+def say(line: str) -> None:
+    """Print one progress line to stderr."""
+    click.echo(f"owner: {line}", err=True)
+
+
+@contextmanager
+def errors_printed() -> Iterator[None]:
+    """Turn an expected error into two lines and exit code 1."""
+    try:
+        yield
+    except PlanearlyError as error:
+        say(f"error: {error}")
+        if error.hint:
+            say(f"hint: {error.hint}")
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"error: {where}{error.strerror or error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        sys.exit(1)
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(package_name="planearly")
+def main() -> None:
+    """Specialize a signed bundle on private documents. Nothing is sent anywhere."""
+
+
+@main.command(epilog="Example: owner trust provider.pub")
+@click.argument("public_key", type=click.Path(path_type=Path))
+@click.option("--name", default="", help="A note to tell keys apart, as the provider's name.")
+def trust(public_key: Path, name: str) -> None:
+    """Pin a provider's public key, received over a channel you trust."""
+    with errors_printed():
+        from owner.trust import pin_key
+
+        key = pin_key(public_key, name)
+        say(f"trusts key {key.key_id} from now on")
+
+
+@main.command(epilog="Example: owner keys")
+@click.option("--forget", metavar="KEY_ID", help="Stop trusting this key.")
+def keys(forget: str | None) -> None:
+    """List the pinned keys, one key id and its name per line."""
+    with errors_printed():
+        from owner.trust import forget_key, key_name, trusted_keys
+
+        if forget:
+            forget_key(forget)
+            say(f"no longer trusts key {forget}")
+        for key in trusted_keys():
+            click.echo(f"{key.key_id} {key_name(key.key_id)}".rstrip())
+
+
+@main.command(epilog="Example: owner inspect pn32.st")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the signed manifest as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Verify a bundle, every digest, and show what is in it."""
+    with errors_printed():
+        from owner.inspecting import describe_bundle, inspect_bundle
+
+        found = inspect_bundle(bundle)
+        click.echo(json.dumps(found, indent=2) if as_json else describe_bundle(found))
+
+
+@main.command(epilog="Example: owner specialize --bundle pn32.st --data private/")
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The signed bundle.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of private documents: .txt .md .jsonl .html",
+)
+@click.option(
+    "--out",
+    default=Path("specialized"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="New folder for model/ and report.json.",
+)
+@click.option("--seed", type=int, help="Decides the held-out split and the order of training.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Most passes over the private text.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option(
+    "--embedder",
+    type=click.Path(path_type=Path),
+    help="Folder with the embedder's model.safetensors and vocab.txt.",
+)
+@click.option(
+    "--egress",
+    type=click.Choice(["deny", "best-effort"]),
+    default="deny",
+    show_default=True,
+    help="deny: stop if the kernel cannot shut the network off; best-effort: go on and say so.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report to stdout.")
+def specialize(
+    bundle: Path,
+    data: Path,
+    out: Path,
+    seed: int | None,
+    epochs: int | None,
+    device: str,
+    embedder: Path | None,
+    egress: Any,
+    as_json: bool,
+) -> None:
+    """Pick the bundle's expert for these documents, fine-tune it, write a standard model folder."""
+    with errors_printed():
+        # The walls come first: they need a process that has not imported torch.
+        from owner.isolation import raise_walls
+
+        walls = raise_walls(egress)
+        say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
+        from dataclasses import replace
+
+        from owner.finetuning import FinetuneConfig
+        from owner.specializing import specialize as run
+
+        given = {"seed": seed, "max_epochs": epochs}
+        config = replace(
+            FinetuneConfig(), **{name: value for name, value in given.items() if value is not None}
+        )
+        report = run(bundle, data, out, config, say, device, embedder, walls.layers)
+        perplexity = report["perplexity"]
+        say(f"held-out perplexity {perplexity['before']:.1f} -> {perplexity['after']:.1f}")
+        if "slm_after" in perplexity:
+            gain = 1 - perplexity["after"] / perplexity["slm_after"]
+            verdict = f"{abs(gain):.1%} {'lower' if gain >= 0 else 'HIGHER'} than the plain slm's"
+            say(f"  plain slm         {perplexity['slm_before']:.1f} -> {perplexity['slm_after']:.1f}")
+            say(f"  the expert's perplexity after fine-tuning is {verdict}")
+        click.echo(json.dumps(report, indent=2) if as_json else f"{out}/model")

@@ -1,0 +1,79 @@
+"""Fine-tune one dense model on the private windows (paper §4, App. C), with early stopping."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.modeling_utils import PreTrainedModel
+
+from owner.windows import Split
+from shared.batches import Sampler, all_microbatches, pack_rows
+from shared.training import TrainConfig, TrainResult, train
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How an owner fine-tunes; what is not the paper's is marked as ours."""
+
+    seed: int = 0
+    """Decides the split and the order of rows."""
+    heldout_fraction: float = 0.1
+    """Share of the tokens held out, as whole documents. Ours; the paper has ready-made splits."""
+    small_tokens: int = 2_000_000
+    """Up to this many training tokens the base rate is divided by 3, as §4 does for 1M tokens."""
+    max_epochs: int = 10
+    """Passes over the training windows, at most. Ours."""
+    evals_per_epoch: int = 2
+    """Held-out losses per pass. Ours."""
+    patience_evals: int = 3
+    """Held-out losses without a better one before stopping. Ours; the paper gives no number."""
+    least_steps_per_epoch: int = 64
+    """With little text the batch shrinks until a pass has this many optimizer steps. Ours."""
+    rows_per_microbatch: int = 4
+    """Rows that go through the model together; sets memory."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up, never more than a pass. Ours: Table 6's 1,000 would be several passes."""
+    final_lr_fraction: float = 0.1
+    """Share of the peak reached at the last step, by a cosine. Ours."""
+    checkpoint_every_s: float = 15.0
+    """Seconds between checkpoints; does not change the result."""
+
+
+def train_config(
+    config: FinetuneConfig, split: Split, context_tokens: int, base_lr: float, base_rows: int
+) -> TrainConfig:
+    """Return the loop's settings for this much text, from the pretraining's rate and batch."""
+    n_rows = len(pack_rows(split.train, context_tokens))
+    rows_per_step = max(1, min(base_rows, n_rows // config.least_steps_per_epoch))
+    rows_per_microbatch = min(rows_per_step, config.rows_per_microbatch)
+    rows_per_step -= rows_per_step % rows_per_microbatch
+    steps_per_epoch = math.ceil(n_rows / rows_per_step)
+    is_small = split.train.n_tokens <= config.small_tokens
+    return TrainConfig(
+        steps=config.max_epochs * steps_per_epoch,
+        rows_per_step=rows_per_step,
+        rows_per_microbatch=rows_per_microbatch,
+        learning_rate=base_lr / 3 if is_small else base_lr,
+        final_lr_fraction=config.final_lr_fraction,
+        warmup_steps=min(config.warmup_steps, steps_per_epoch),
+        eval_every_steps=max(1, steps_per_epoch // config.evals_per_epoch),
+        patience_evals=config.patience_evals,
+        checkpoint_every_s=config.checkpoint_every_s,
+    )
+
+
+def finetune(
+    model: PreTrainedModel,
+    split: Split,
+    context_tokens: int,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+    inputs: str,
+) -> TrainResult:
+    """Fine-tune in place, resuming what `folder` holds; the model ends with its best step's weights."""
+    sampler = Sampler(split.train, context_tokens, config.rows_per_step, config.rows_per_microbatch, seed)
+    heldout = list(all_microbatches(split.heldout, context_tokens, config.rows_per_microbatch))
+    return train(model, None, sampler, lambda: heldout, config, folder, say, inputs=inputs)

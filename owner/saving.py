@@ -1,0 +1,48 @@
+"""The result on disk: a standard model directory, and a report that stays with the owner.
+
+`OUT/model/` loads with `AutoModelForCausalLM` and `AutoTokenizer`; it holds nothing about the private
+documents but the weights. `OUT/report.json` names the expert and the histogram, so it lies outside.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from shared.files import sync_folder, write_json
+from shared.tokenizer import save_tokenizer
+
+MODEL_FOLDER, REPORT_FILE = "model", "report.json"
+
+
+def save_specialized(
+    staged: Path,
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    report: dict[str, Any],
+) -> None:
+    """Write both into `staged`, a folder of the same file system, then rename it to `out`.
+
+    Weights are float32, in shards as transformers writes them. Raises OSError (no space left) with no
+    `out` left behind.
+    """
+    shutil.rmtree(staged, ignore_errors=True)
+    folder = staged / MODEL_FOLDER
+    folder.mkdir(parents=True)
+    model.config.use_cache = True
+    disable_progress_bar()
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
+    write_json(staged / REPORT_FILE, report)
+    for path in folder.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    sync_folder(folder)
+    sync_folder(staged)
+    os.rename(staged, out)
+    sync_folder(out.parent)

@@ -1,0 +1,130 @@
+"""Finished stages to one signed bundle, opened again as an owner would before anyone gets it."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from provider.pretraining import WEIGHTS_FILE
+from provider.recipe import Recipe
+from provider.signing import SigningKey
+from shared.batches import Windows, all_microbatches
+from shared.bundle import open_bundle, write_bundle
+from shared.checkpoints import load_checkpoint
+from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
+from shared.errors import BundleError
+from shared.files import write_atomic
+from shared.materializing import materialize
+from shared.projection import feed_forward_linears
+from shared.signature import public_key_pem
+from shared.slm import build_slm
+from shared.tokenizer import read_pieces
+from shared.training import evaluate
+
+PUBLIC_KEY_FILE = "provider.pub"
+LOSS_TOLERANCE = 1e-2
+"""Nats/token by which an expert of the written bundle, run on the CPU, may differ from the training record:
+other devices multiply in another precision."""
+
+
+def publish(
+    recipe: Recipe,
+    pieces: bytes,
+    centroids: np.ndarray,
+    counts: np.ndarray,
+    systems: dict[str, Path],
+    heldout: Windows,
+    out: Path,
+    key: SigningKey,
+    say: Callable[[str], None],
+) -> Path:
+    """Write `<name>.st` and the public key into `out`; return the bundle's path.
+
+    `systems` are the folders of the pretrained systems. The bundle is reopened with the public key alone:
+    every digest, and the held-out loss of the largest cluster's expert against the training record.
+    """
+    main = load_checkpoint(systems[recipe.kind] / WEIGHTS_FILE)
+    tensors = dict(main.tensors)
+    comparisons = {}
+    for system in recipe.comparison:
+        other = load_checkpoint(systems[system] / WEIGHTS_FILE)
+        comparisons[system] = other.record
+        for name, tensor in other.tensors.items():
+            tensors[name.replace("shared.", f"{system}.", 1)] = tensor
+    tensors["clusters.centroids"] = torch.from_numpy(centroids)
+    tensors["clusters.counts"] = torch.from_numpy(counts)
+    tensors["files.tokenizer.json"] = torch.frombuffer(bytearray(pieces), dtype=torch.uint8)
+    manifest: dict[str, Any] = {
+        "name": recipe.name,
+        "version": recipe.version,
+        "created": recipe.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "license": recipe.license,
+        "kind": recipe.kind,
+        "model": recipe.model.to_dict(),
+        "n_experts": 1 if recipe.kind == "slm" else recipe.clustering.n_clusters,
+        "comparison": list(recipe.comparison),
+        "tokenizer": {"type": "unigram", "file": "tokenizer.json"},
+        "embedder": {
+            "name": NAME,
+            "sha256": WEIGHTS_SHA256,
+            "width": WIDTH,
+            "sub_window_pieces": SUB_WINDOW_PIECES,
+            "embedded": False,
+        },
+        "clusters": {"n": len(centroids), "corpus_windows": int(counts.sum())},
+        "training": {
+            "corpus": recipe.corpus.description,
+            "sources": [dict(source) for source in recipe.corpus.sources],
+            "seed": recipe.seed,
+            "learning_rate": recipe.pretraining.learning_rate,
+            "rows_per_step": recipe.pretraining.rows_per_step,
+            "comparison": comparisons,
+            **main.record,
+        },
+    }
+    if recipe.projection is not None:
+        manifest["projection"] = {
+            "capacity": recipe.projection.capacity,
+            "expert_size": recipe.projection.expert_size,
+            "linears": feed_forward_linears(build_slm(recipe.model, "meta"), recipe.projection.layers),
+        }
+    path = out / f"{recipe.name}.st"
+    staged = out / f".{recipe.name}.unchecked"
+    for stale in out.glob(f".*{recipe.name}.unchecked*"):
+        stale.unlink()  # of a killed release
+    try:
+        write_bundle(staged, manifest, tensors, key)
+        _check_as_owner(staged, key, heldout, int(np.argmax(counts)))
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    with write_atomic(out / PUBLIC_KEY_FILE) as file:
+        file.write(public_key_pem(key.public_key))
+    (out / PUBLIC_KEY_FILE).chmod(0o644)
+    path.chmod(0o644)
+    say(f"{'bundle':<12} {path} · {path.stat().st_size:,} bytes · key {key.public_key.key_id}")
+    return path
+
+
+def _check_as_owner(path: Path, key: SigningKey, heldout: Windows, cluster: int) -> None:
+    with open_bundle(path, [key.public_key]) as bundle:
+        bundle.verify_all()
+        manifest = bundle.manifest
+        expert = cluster if manifest.n_experts > 1 else 0
+        read_pieces(bundle.file("tokenizer.json"), manifest.model.vocab_size)
+        model = materialize(bundle, expert)
+        reported = manifest.raw["training"]["heldout_loss_per_cluster"][cluster]
+        chosen = heldout.take(heldout.cluster == cluster)
+        if reported is None or not len(chosen):
+            return
+        found = evaluate(model, None, all_microbatches(chosen, manifest.model.context_tokens, 4)).mean
+        if not math.isclose(found, reported, abs_tol=LOSS_TOLERANCE):
+            raise BundleError(
+                f"{path}: expert {expert} has a held-out loss of {found:.5f} nats/token,"
+                f" expected {reported:.5f} from its training",
+                hint="the written bundle is not what was trained; please report this",
+            )

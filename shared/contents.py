@@ -1,0 +1,144 @@
+"""Which tensors a bundle must hold, and where: derived from its manifest, never read from the file.
+
+docs/bundle-format.md §7. Shapes come from the stock model on the meta device: nothing is allocated.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from shared.manifest import DTYPES, MAX_TENSORS, Manifest
+from shared.slm import SlmConfig, build_slm
+from shared.strict_json import Malformed, quote
+
+WEIGHT_DTYPES = ("F32", "BF16", "F16")
+FILES = {
+    "tokenizer.json": 16 << 20,
+    "embedder.safetensors": 256 << 20,
+    "embedder-vocab.txt": 4 << 20,
+}
+"""Files that a bundle may carry as tensors, and the most bytes of each."""
+CENTROIDS, COUNTS = "clusters.centroids", "clusters.counts"
+
+
+class Expected(NamedTuple):
+    """What a tensor must be; `shape` is None for a carried file: one axis of 1 to `limit` bytes."""
+
+    dtypes: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    limit: int = 0
+
+
+@functools.lru_cache(maxsize=16)
+def model_shapes(config: SlmConfig) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Return a stock model's parameter shapes, and its `nn.Linear` modules that own their weight."""
+    model = build_slm(config, "meta")
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in shapes
+    ]
+    return shapes, linears
+
+
+def expected_tensors(manifest: Manifest) -> dict[str, Expected]:
+    """Return exactly the tensors that a bundle of this manifest holds (§7), without allocating any.
+
+    Raises Malformed when the model has no such linear layers, or when there would be over MAX_TENSORS,
+    before their names are made.
+    """
+    shapes, linears = model_shapes(manifest.model)
+    if manifest.kind == "pn":
+        chosen = [name for name in linears if name in manifest.linears]
+        if not chosen or list(manifest.linears) != chosen:
+            raise Malformed(
+                f"projection.linears is {quote(manifest.linears)}, expected names of the model's"
+                " nn.Linear modules in module order"
+            )
+    copies = (manifest.n_experts if manifest.kind == "mix" else 1) + len(manifest.comparison)
+    if copies * len(shapes) > MAX_TENSORS:
+        raise Malformed(f"{copies} models of {len(shapes)} tensors, over {MAX_TENSORS}")
+    found: dict[str, Expected] = {}
+
+    def add(prefix: str, without: Sequence[str] = ()) -> None:
+        for name, shape in shapes.items():
+            if name.removesuffix(".weight") not in without:
+                found[prefix + name] = Expected(WEIGHT_DTYPES, shape)
+
+    if manifest.kind == "mix":
+        for expert in range(manifest.n_experts):
+            add(f"experts.{expert}.")
+    else:
+        add("shared.", manifest.linears)
+    for system in manifest.comparison:
+        add(f"{system}.")
+    if manifest.kind == "pn":
+        capacity, size = manifest.capacity, manifest.expert_size
+        found["experts.vectors"] = Expected(WEIGHT_DTYPES, (manifest.n_experts, size))
+        for linear in manifest.linears:
+            bank = (capacity, *shapes[f"{linear}.weight"])
+            found[f"projected.{linear}.mixing"] = Expected(WEIGHT_DTYPES, (size, capacity))
+            found[f"projected.{linear}.bank"] = Expected(WEIGHT_DTYPES, bank)
+    found[CENTROIDS] = Expected(("F32",), (manifest.n_clusters, manifest.embedder.width))
+    found[COUNTS] = Expected(("I64",), (manifest.n_clusters,))
+    for file, limit in FILES.items():
+        if file == "tokenizer.json" or manifest.embedder.embedded:
+            found[f"files.{file}"] = Expected(("U8",), None, limit)
+    return found
+
+
+def lay_out(sizes: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, tuple[int, int]]:
+    """Return (start, end) in bytes by tensor name, in file order: type as in DTYPES, then name.
+
+    `sizes` holds (dtype, shape). Wider types come first, so every tensor is aligned to its own type;
+    it is the order in which the safetensors library writes.
+    """
+    order = list(DTYPES)
+    offsets, start = {}, 0
+    for name in sorted(sizes, key=lambda name: (order.index(sizes[name][0]), name)):
+        dtype, shape = sizes[name]
+        end = start + math.prod(shape) * DTYPES[dtype].itemsize
+        offsets[name] = (start, end)
+        start = end
+    return offsets
+
+
+def check_tensors(manifest: Manifest) -> None:
+    """Compare the manifest's tensors with `expected_tensors`; Malformed names the first difference."""
+    expected = expected_tensors(manifest)
+    for name in manifest.tensors:
+        if name not in expected:
+            raise Malformed(f"{quote(name)} is not part of such a bundle")
+    for name, rule in expected.items():
+        if name not in manifest.tensors:
+            raise Malformed(f"{name} is missing")
+        entry = manifest.tensors[name]
+        if entry.dtype not in rule.dtypes:
+            raise Malformed(f"{name} is {entry.dtype}, expected {' or '.join(rule.dtypes)}")
+        if rule.shape is None:
+            if len(entry.shape) != 1 or not 1 <= entry.shape[0] <= rule.limit:
+                raise Malformed(f"{name} has shape {entry.shape}, expected one axis of 1 to {rule.limit}")
+        elif entry.shape != rule.shape:
+            raise Malformed(f"{name} has shape {entry.shape}, expected {rule.shape}")
+    layout = lay_out({name: (entry.dtype, entry.shape) for name, entry in manifest.tensors.items()})
+    for name, (start, end) in layout.items():
+        entry = manifest.tensors[name]
+        if (entry.start, entry.end) != (start, end):
+            raise Malformed(f"{name} has offsets {(entry.start, entry.end)}, expected {(start, end)}")
+
+
+def is_finite(part: memoryview, dtype: str) -> bool:
+    """Return whether bytes of this type hold neither NaN nor an infinity; integers never do."""
+    return bool(torch.frombuffer(part, dtype=DTYPES[dtype]).isfinite().all())
+
+
+def check_counts(name: str, tensor: torch.Tensor, corpus_windows: int) -> None:
+    """Refuse a generic histogram of negative counts or of another sum; other tensors pass."""
+    if name == COUNTS:
+        counts = tensor.tolist()
+        if min(counts) < 0 or sum(counts) != corpus_windows:
+            raise Malformed(f"{COUNTS} are not counts that sum to {corpus_windows}")

@@ -1,0 +1,282 @@
+"""The signed list of what a bundle holds, and the rules of its every field: docs/bundle-format.md §6.
+
+Nothing here opens a file or checks a signature (shared/bundle.py does), nor knows which tensors there
+must be (shared/contents.py does).
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import torch
+
+from shared.embedding import NAME, SUB_WINDOW_PIECES, WIDTH
+from shared.errors import PlanearlyError
+from shared.slm import SlmConfig
+from shared.strict_json import (
+    MAX_INTEGER,
+    Malformed,
+    canonical_json,
+    check_integer,
+    check_match,
+    check_object,
+    check_text,
+    check_values,
+    parse_json,
+    quote,
+)
+
+FORMAT = "planearly-bundle/v1"
+FIELDS = (
+    "format",
+    "name",
+    "version",
+    "created",
+    "license",
+    "kind",
+    "model",
+    "n_experts",
+    "comparison",
+    "tokenizer",
+    "embedder",
+    "clusters",
+    "training",
+    "tensors",
+)
+"""Fields of every manifest; kind pn has `projection` too, and any may have more that begin with x-."""
+TRAINING_FIELDS = (
+    "corpus",
+    "sources",
+    "seed",
+    "steps",
+    "tokens",
+    "heldout_loss",
+    "heldout_loss_per_cluster",
+    "learning_rate",
+    "rows_per_step",
+)
+"""Fields that `training` has at least."""
+KINDS = ("pn", "mix", "slm")
+COMPARISONS = ("slm",)
+DTYPES: dict[str, torch.dtype] = {
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U8": torch.uint8,
+}
+"""Types by their safetensors name, in the order in which tensors lie in a file."""
+
+MAX_TENSORS = 16_384
+MAX_CLUSTERS = 65_536
+MAX_CAPACITY = 65_536
+MAX_EXPERT_SIZE = 65_536
+MAX_VERSION = 2**31 - 1
+MAX_LEARNING_RATE = 1.0
+MAX_TEXT_CHARACTERS = 100_000
+NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,100}")
+SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+CREATED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies, counted from the end of the header, and its SHA-256."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EmbedderEntry:
+    """Which sentence embedder made the centroids; `sha256` is that of its model.safetensors."""
+
+    name: str
+    sha256: str
+    width: int
+    sub_window_pieces: int
+    embedded: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest whose every field has been checked; `raw` is all of it, `training` included."""
+
+    name: str
+    version: int
+    created: str
+    license: str
+    kind: str
+    model: SlmConfig
+    n_experts: int
+    """k of the paper; 1 for kind slm."""
+    capacity: int
+    """h of the paper; 0 unless kind is pn."""
+    expert_size: int
+    """m of the paper; 0 unless kind is pn."""
+    linears: tuple[str, ...]
+    """Names of the projected `nn.Linear` modules, in module order; empty unless kind is pn."""
+    comparison: tuple[str, ...]
+    embedder: EmbedderEntry
+    n_clusters: int
+    corpus_windows: int
+    tensors: dict[str, TensorEntry]
+    raw: dict[str, Any]
+
+
+def parse_manifest(payload: bytes) -> Manifest:
+    """Check every field of §6 and return the typed manifest; Malformed names the first bad field.
+
+    `tensors` and `projection.linears` are checked for their form only: whether the model has such linear
+    layers, and the bundle these tensors and no other, is for `shared.contents.check_tensors`.
+    """
+    raw = parse_json(payload)
+    if not isinstance(raw, dict):
+        raise Malformed("is not a JSON object")
+    check_values(raw, "a value")
+    if canonical_json(raw) != payload:
+        raise Malformed("is not in canonical form (sorted keys, no white space, shortest numbers)")
+    if raw.get("format") != FORMAT:
+        raise Malformed(f"format is {quote(raw.get('format'))}, this reader knows {quote(FORMAT)}")
+    kind = raw.get("kind")
+    if kind not in KINDS:
+        raise Malformed(f"kind is {quote(kind)}, expected one of: {', '.join(KINDS)}")
+    known = {name: value for name, value in raw.items() if not name.startswith("x-")}
+    fields = [*FIELDS, "projection"] if kind == "pn" else FIELDS
+    check_object(known, "top level", fields)
+    embedder = _embedder(raw["embedder"])
+    clusters = check_object(raw["clusters"], "clusters", ["n", "corpus_windows"])
+    n_clusters = check_integer(clusters["n"], "clusters.n", 1, MAX_CLUSTERS)
+    n_experts = check_integer(raw["n_experts"], "n_experts", 1, MAX_CLUSTERS)
+    if n_experts != (1 if kind == "slm" else n_clusters):
+        raise Malformed(
+            f"n_experts is {n_experts}, expected"
+            f" {'1 for kind slm' if kind == 'slm' else f'{n_clusters}, as clusters.n'}"
+        )
+    _tokenizer(raw["tokenizer"])
+    _training(raw["training"], n_clusters)
+    projection: dict[str, Any] = {"capacity": 0, "expert_size": 0, "linears": []}
+    if kind == "pn":
+        projection = check_object(raw["projection"], "projection", list(projection))
+        check_integer(projection["capacity"], "projection.capacity", 1, MAX_CAPACITY)
+        check_integer(projection["expert_size"], "projection.expert_size", 1, MAX_EXPERT_SIZE)
+        if not isinstance(projection["linears"], list):
+            raise Malformed("projection.linears is not a list")
+    return Manifest(
+        name=check_match(raw["name"], "name", NAME_PATTERN),
+        version=check_integer(raw["version"], "version", 1, MAX_VERSION),
+        created=_created(raw["created"]),
+        license=check_text(raw["license"], "license", MAX_TEXT_CHARACTERS),
+        kind=kind,
+        model=_model(raw["model"]),
+        n_experts=n_experts,
+        capacity=projection["capacity"],
+        expert_size=projection["expert_size"],
+        linears=tuple(projection["linears"]),
+        comparison=_comparison(raw["comparison"], kind),
+        embedder=embedder,
+        n_clusters=n_clusters,
+        corpus_windows=check_integer(clusters["corpus_windows"], "clusters.corpus_windows", 0, MAX_INTEGER),
+        tensors=_tensors(raw["tensors"]),
+        raw=raw,
+    )
+
+
+def _created(value: Any) -> str:
+    try:
+        if datetime.strptime(value, CREATED_FORMAT).strftime(CREATED_FORMAT) == value:
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise Malformed(f"created is {quote(value)}, expected UTC as 2026-11-21T00:00:00Z")
+
+
+def _model(value: Any) -> SlmConfig:
+    if not isinstance(value, dict) or not isinstance(value.get("architecture"), str):
+        raise Malformed("model is not an object with an architecture")
+    try:
+        return SlmConfig.from_dict(value)
+    except PlanearlyError as error:
+        raise Malformed(str(error)) from None
+
+
+def _tokenizer(value: Any) -> None:
+    if value != {"type": "unigram", "file": "tokenizer.json"}:
+        raise Malformed('tokenizer is not {"file":"tokenizer.json","type":"unigram"}')
+
+
+def _embedder(value: Any) -> EmbedderEntry:
+    check_object(value, "embedder", ["name", "sha256", "width", "sub_window_pieces", "embedded"])
+    for field, only in (("name", NAME), ("width", WIDTH), ("sub_window_pieces", SUB_WINDOW_PIECES)):
+        if value[field] != only or type(value[field]) is not type(only):
+            raise Malformed(f"embedder.{field} is {quote(value[field])}, expected {quote(only)}")
+    check_match(value["sha256"], "embedder.sha256", SHA256_PATTERN)
+    if type(value["embedded"]) is not bool:
+        raise Malformed(f"embedder.embedded is {quote(value['embedded'])}, expected true or false")
+    return EmbedderEntry(**value)
+
+
+def _training(value: Any, n_clusters: int) -> None:
+    if not isinstance(value, dict):
+        raise Malformed("training is not an object")
+    given = {name: value[name] for name in TRAINING_FIELDS if name in value}
+    check_object(given, "training", TRAINING_FIELDS)
+    check_text(value["corpus"], "training.corpus", MAX_TEXT_CHARACTERS)
+    for field in ("seed", "steps", "tokens"):
+        check_integer(value[field], f"training.{field}", 0, MAX_INTEGER)
+    check_integer(value["rows_per_step"], "training.rows_per_step", 1, MAX_INTEGER)
+    rate = value["learning_rate"]
+    if type(rate) is not float or not 0 < rate <= MAX_LEARNING_RATE:
+        raise Malformed(
+            f"training.learning_rate is {quote(rate)}, expected a float above 0, at most {MAX_LEARNING_RATE}"
+        )
+    _loss(value["heldout_loss"], "training.heldout_loss")
+    losses = value["heldout_loss_per_cluster"]
+    if not isinstance(losses, list) or len(losses) != n_clusters:
+        raise Malformed(f"training.heldout_loss_per_cluster is not a list of {n_clusters}")
+    for loss in losses:
+        if loss is not None:
+            _loss(loss, "training.heldout_loss_per_cluster")
+    if not isinstance(value["sources"], list):
+        raise Malformed("training.sources is not a list")
+    for source in value["sources"]:
+        check_object(source, "training.sources", ["name", "license"])
+        for field in ("name", "license"):
+            check_text(source[field], f"training.sources.{field}", MAX_TEXT_CHARACTERS)
+
+
+def _loss(value: Any, where: str) -> None:
+    if type(value) is not float or value < 0:
+        raise Malformed(f"{where} is {quote(value)}, expected a float of nats per token")
+
+
+def _comparison(value: Any, kind: str) -> tuple[str, ...]:
+    allowed = [] if kind == "slm" else [list(COMPARISONS)]
+    if value not in [[], *allowed]:
+        raise Malformed(f"comparison is {quote(value)}, not allowed for kind {kind}")
+    return tuple(value)
+
+
+def _tensors(value: Any) -> dict[str, TensorEntry]:
+    if not isinstance(value, dict) or not 1 <= len(value) <= MAX_TENSORS:
+        raise Malformed(f"tensors is not an object of 1 to {MAX_TENSORS} entries")
+    entries = {}
+    for name, entry in value.items():
+        where = f"tensors.{quote(name)}"
+        check_object(entry, where, ["dtype", "shape", "offsets", "sha256"])
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+            raise Malformed(f"{where}.dtype is {quote(entry['dtype'])}, expected {', '.join(DTYPES)}")
+        for field, length in (("shape", (1, 2, 3)), ("offsets", (2,))):
+            if not isinstance(entry[field], list) or len(entry[field]) not in length:
+                raise Malformed(f"{where}.{field} is not a list of {' or '.join(map(str, length))}")
+            for number in entry[field]:
+                check_integer(number, f"{where}.{field}", 0, MAX_INTEGER)
+        check_match(entry["sha256"], f"{where}.sha256", SHA256_PATTERN)
+        start, end = entry["offsets"]
+        shape = tuple(entry["shape"])
+        entries[name] = TensorEntry(entry["dtype"], shape, start, end, entry["sha256"])
+    return entries

@@ -1,0 +1,70 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import owner.cli
+import provider.cli
+
+COMMANDS = {"owner": owner.cli.main, "provider": provider.cli.main}
+
+
+@pytest.mark.parametrize("party", ["owner", "provider"])
+def test_help_imports_neither_torch_nor_numpy(party):
+    code = (
+        f"import sys; sys.argv = [{party!r}, '--help']\nfrom {party}.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("party", ["owner", "provider"])
+def test_every_commands_help_ends_in_an_example(party):
+    for name in COMMANDS[party].commands:
+        shown = CliRunner().invoke(COMMANDS[party], [name, "--help"])
+        assert shown.exit_code == 0
+        assert f"Example: {party} {name}" in shown.output.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["specialize"], ["specialize", "--bundle", "x"], ["nonsense"]])
+def test_wrong_usage_exits_with_2(arguments):
+    assert CliRunner().invoke(owner.cli.main, arguments).exit_code == 2
+
+
+def test_a_missing_bundle_is_one_line_and_exit_code_1(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANEARLY_HOME", str(tmp_path))
+    done = CliRunner().invoke(owner.cli.main, ["inspect", str(tmp_path / "no.st")])
+    assert done.exit_code == 1
+    assert "no.st" in done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+
+
+def test_inspect_prints_the_signed_manifest_as_json(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    vectors = Path(__file__).parent / "vectors"
+    monkeypatch.setenv("PLANEARLY_HOME", str(tmp_path))
+    runner = CliRunner()
+    assert runner.invoke(owner.cli.main, ["trust", str(vectors / "provider.pub")]).exit_code == 0
+    listed = runner.invoke(owner.cli.main, ["keys"])
+    assert len(listed.stdout.strip()) == 16
+    shown = runner.invoke(owner.cli.main, ["inspect", str(vectors / "pn.st"), "--json"])
+    found = json.loads(shown.stdout)
+    assert found["verified"] is True
+    assert found["key_id"] == listed.stdout.strip()
+    assert found["manifest"]["kind"] == "pn"
+    text = runner.invoke(owner.cli.main, ["inspect", str(vectors / "pn.st")]).stdout
+    assert "every digest verified" in text
+    assert f"key {found['key_id']}" in text
+
+
+def test_an_unreadable_recipe_names_the_field(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('name = "x"\nspeed = 3\n[model]\npreset = "laptop"\n[corpus]\ndescription = ""\n')
+    done = CliRunner().invoke(provider.cli.main, ["release", str(recipe), "--corpus", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "r.toml" in done.output
