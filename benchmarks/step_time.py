@@ -1,0 +1,89 @@
+"""Seconds per optimizer step of the projected network against the plain model, side by side.
+
+  python benchmarks/step_time.py examples/demo/pn16.toml
+
+Steps of the two alternate in one process on the same random rows; the result is the median of the
+ratios of neighbouring steps. Options: --pairs (default 20), --threads (default 1), --device.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from provider.recipe import read_recipe
+from shared.batches import Sampler, Windows
+from shared.device import choose_device, make_deterministic
+from shared.projection import ProjectedNetwork, feed_forward_linears
+from shared.slm import EOS_ID, build_slm
+from shared.training import train_step, trained_parameters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    recipe = read_recipe(options.recipe)
+    assert recipe.projection is not None
+    device = choose_device(options.device)
+    sizes, config, k = recipe.model, recipe.pretraining, recipe.clustering.n_clusters
+    n_rows = 4 * config.rows_per_step
+    generator = np.random.default_rng(0)
+    stream = generator.integers(EOS_ID + 1, sizes.vocab_size, n_rows * sizes.context_tokens)
+    zeros = np.zeros(n_rows, np.int32)
+    lengths = np.full(n_rows, sizes.context_tokens, np.int32)
+    starts = np.arange(n_rows, dtype=np.int64) * sizes.context_tokens
+    windows = Windows([stream], zeros, starts, lengths, np.arange(n_rows, dtype=np.int32) % k)
+    sampler = Sampler(windows, sizes.context_tokens, config.rows_per_step, config.rows_per_microbatch, 0)
+    systems = {}
+    for name in ("slm", "pn"):
+        make_deterministic(0)
+        model = cast(torch.nn.Module, build_slm(sizes)).to(device)
+        network = None
+        if name == "pn":
+            linears = feed_forward_linears(model, recipe.projection.layers)
+            network = ProjectedNetwork(
+                model, linears, k, recipe.projection.expert_size, recipe.projection.capacity
+            ).to(device)
+        parameters = list(trained_parameters(model, network).values())
+        optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+        systems[name] = (model, network, parameters, optimizer)
+    seconds: dict[str, list[float]] = {"slm": [], "pn": []}
+    for pair in range(options.pairs + 2):
+        batches = sampler.step(pair)
+        for name, (model, network, parameters, optimizer) in systems.items():
+            start = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            train_step(model, network, batches)
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if pair >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    ratios = [pn / slm for pn, slm in zip(seconds["pn"], seconds["slm"], strict=True)]
+    tokens = config.rows_per_step * sizes.context_tokens
+    result = {
+        "ratio_median": round(statistics.median(ratios), 3),
+        "ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)],
+        "slm_tokens_per_s": round(tokens / statistics.median(seconds["slm"])),
+        "pn_tokens_per_s": round(tokens / statistics.median(seconds["pn"])),
+        "pairs": options.pairs,
+        "threads": options.threads,
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
