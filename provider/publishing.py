@@ -15,7 +15,7 @@ from provider.signing import SigningKey
 from shared.batches import Windows, all_microbatches
 from shared.bundle import open_bundle, write_bundle
 from shared.checkpoints import load_checkpoint
-from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
+from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH, find_embedder_files
 from shared.errors import BundleError
 from shared.files import write_atomic
 from shared.materializing import materialize
@@ -40,6 +40,7 @@ def publish(
     heldout: Windows,
     out: Path,
     key: SigningKey,
+    embedder_folder: Path | None,
     say: Callable[[str], None],
 ) -> Path:
     """Write `<name>.st` and the public key into `out`; return the bundle's path.
@@ -57,7 +58,11 @@ def publish(
             tensors[name.replace("shared.", f"{system}.", 1)] = tensor
     tensors["clusters.centroids"] = torch.from_numpy(centroids)
     tensors["clusters.counts"] = torch.from_numpy(counts)
-    tensors["files.tokenizer.json"] = torch.frombuffer(bytearray(pieces), dtype=torch.uint8)
+    files = {"tokenizer.json": pieces}
+    if recipe.embedder == "files":
+        files["embedder.safetensors"], files["embedder-vocab.txt"] = find_embedder_files(embedder_folder)
+    for name, content in files.items():
+        tensors[f"files.{name}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     manifest: dict[str, Any] = {
         "name": recipe.name,
         "version": recipe.version,
@@ -73,7 +78,7 @@ def publish(
             "sha256": WEIGHTS_SHA256,
             "width": WIDTH,
             "sub_window_pieces": SUB_WINDOW_PIECES,
-            "embedded": False,
+            "embedded": recipe.embedder == "files",
         },
         "clusters": {"n": len(centroids), "corpus_windows": int(counts.sum())},
         "training": {

@@ -84,6 +84,9 @@ class Recipe:
     projection: ProjectionConfig | None = None
     weights: str = "bfloat16"
     """Stored type of the weights: bfloat16 or float32."""
+    embedder: str = "digest"
+    """What the bundle carries of the sentence embedder: its "digest", or its "files" (91 MB), so that the
+    owner needs nothing but the bundle."""
     comparison: tuple[str, ...] = ()
     """Further systems of the same pretraining that the bundle carries; "slm" is the only one."""
 
@@ -155,6 +158,8 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError("a [projection] section belongs to kind pn, and only to it")
     if set(recipe.comparison) - {"slm"} or (recipe.kind == "slm" and recipe.comparison):
         raise RecipeError(f"comparison is {list(recipe.comparison)}, expected [] or ['slm']")
+    if recipe.embedder not in ("digest", "files"):
+        raise RecipeError(f"embedder is {recipe.embedder!r}, expected digest or files")
     if recipe.weights not in ("bfloat16", "float32"):
         raise RecipeError(f"weights is {recipe.weights!r}, expected bfloat16 or float32")
     if not isinstance(recipe.created, datetime) or recipe.created.tzinfo is None:

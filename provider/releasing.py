@@ -246,6 +246,7 @@ def release(
         heldout=load_windows(windows.folder, "heldout", recipe.clustering.n_clusters),
         out=out,
         key=key,
+        embedder_folder=embedder_folder,
         say=say,
     )
     return path

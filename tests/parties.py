@@ -17,6 +17,7 @@ version = {version}
 created = 2026-11-21T00:00:00Z
 kind = "{kind}"
 comparison = {comparison}
+embedder = "{embedder}"
 seed = 3
 license = "for tests"
 
@@ -47,11 +48,15 @@ checkpoint_every_s = 0.2
 """
 
 
-def write_recipe(path: Path, kind: str = "pn", version: int = 1) -> Path:
+def write_recipe(path: Path, kind: str = "pn", version: int = 1, embedder: str = "digest") -> Path:
     """Write a small recipe of a kind."""
     projection = "[projection]\ncapacity = 3\nexpert_size = 3" if kind == "pn" else ""
     comparison = [] if kind == "slm" else ["slm"]
-    path.write_text(RECIPE.format(kind=kind, version=version, comparison=comparison, projection=projection))
+    path.write_text(
+        RECIPE.format(
+            kind=kind, version=version, embedder=embedder, comparison=comparison, projection=projection
+        )
+    )
     return path
 
 

@@ -49,6 +49,7 @@ def test_the_examples_are_read():
         ("heldout_every = 9", "heldout_every = 1", "heldout_every is 1"),
         ("heldout_every = 9", 'sources = [{ name = "x" }]', "has a `name` and a `license`"),
         ('license = "for tests"', 'license = "for tests"\nweights = "int4"', "weights is 'int4'"),
+        ('embedder = "digest"', 'embedder = "url"', "embedder is 'url'"),
         ("[corpus]", "[corpus", "cannot read the recipe"),
     ],
 )

@@ -236,13 +236,18 @@ def test_an_older_version_of_a_bundle_already_seen_is_refused(released, tmp_path
 
 @pytest.mark.parametrize("kind", ["mix", "slm"])
 def test_mixtures_and_plain_models_are_bundles_too(released, kind):
-    write_recipe(released / f"{kind}.toml", kind=kind)
+    embedder = "files" if kind == "mix" else "digest"
+    write_recipe(released / f"{kind}.toml", kind=kind, embedder=embedder)
     done = run(
         "provider", "release", f"{kind}.toml", "--corpus", "corpus", "--out", kind,
         cwd=released, home=released / "home",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = specialize(released, bundle=f"{kind}/tiny.st", out=f"out-{kind}")
+    more = []
+    if kind == "mix":  # the embedder's files in the bundle are used, not the installed package
+        (released / "nothing").mkdir()
+        more = ["--embedder", "nothing"]
+    done = specialize(released, *more, bundle=f"{kind}/tiny.st", out=f"out-{kind}")
     assert done.returncode == 0, done.stderr
     report = json.loads((released / f"out-{kind}" / "report.json").read_text())
     assert report["perplexity"]["after"] < report["perplexity"]["before"]
