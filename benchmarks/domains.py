@@ -4,8 +4,9 @@
       --out domains.jsonl
 
 A domain is a folder with train.jsonl.gz, valid.jsonl.gz and test.jsonl.gz. Fine-tuned is on the first
---tokens of train, stopped on the first --valid-tokens of valid; reported is the loss on the whole of test,
-which nothing else looks at. Expert choice, materialization and fine-tuning are the owner's own functions.
+--tokens of train, stopped on the first --valid-tokens of valid; reported is the loss on test (all of it, or
+the first --test-tokens), which nothing else looks at. The expert is chosen on the first --select-tokens.
+Expert choice, materialization and fine-tuning are the owner's own functions.
 Results are appended one by one; those in the file are not computed again.
 """
 
@@ -24,8 +25,10 @@ from owner.documents import read_documents
 from owner.finetuning import FinetuneConfig, finetune, train_config
 from owner.selecting import select_expert
 from owner.windows import Split, window_documents
+from provider.pretraining import WEIGHTS_FILE
 from shared.batches import Windows, all_microbatches
 from shared.bundle import Bundle, open_bundle
+from shared.checkpoints import load_checkpoint
 from shared.device import choose_device, make_deterministic
 from shared.embedding import find_embedder_files, load_embedder
 from shared.materializing import comparison_slm, materialize
@@ -57,11 +60,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", type=Path, action="append", default=[])
     parser.add_argument("--key", type=Path)
+    parser.add_argument("--mix", type=Path, help="a mixture's stage folder: its experts, as far as trained")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--domains", nargs="*")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--valid-tokens", type=int, default=100_000)
+    parser.add_argument("--test-tokens", type=int, default=1 << 40)
+    parser.add_argument("--select-tokens", type=int, default=1 << 40)
     parser.add_argument("--epochs", type=int, default=FinetuneConfig.max_epochs)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
@@ -75,7 +81,11 @@ def main() -> None:
     for bundle_path in options.bundle:
         with open_bundle(bundle_path, [read_public_key(options.key)]) as bundle:
             for domain in domains:
-                for system in (bundle.manifest.kind, *bundle.manifest.comparison):
+                for system in (
+                    bundle.manifest.kind,
+                    *bundle.manifest.comparison,
+                    *["mix"] * bool(options.mix),
+                ):
                     if (domain, system) not in done:
                         row = measure(bundle, options.data / domain, system, options, device)
                         with options.out.open("a") as out:
@@ -101,21 +111,29 @@ def measure(
         first_tokens(splits["valid"], options.valid_tokens),
         "files",
     )
+    test = first_tokens(splits["test"], options.test_tokens)
     expert = None
     if system == "slm" and manifest.kind != "slm":
         model = comparison_slm(bundle)
     else:
         embedder = load_embedder(*find_embedder_files(), device)
         selection = select_expert(
-            split.train, tokenizer, embedder, bundle.tensor("clusters.centroids").numpy()
+            first_tokens(split.train, options.select_tokens),
+            tokenizer,
+            embedder,
+            bundle.tensor("clusters.centroids").numpy(),
         )
         expert = selection.expert if manifest.n_experts > 1 else 0
         model = materialize(bundle, expert)
+        if system == "mix" and options.mix:
+            # The same clusters, tokenizer and sizes; an unfinished mixture has no bundle yet.
+            trained = load_checkpoint(options.mix / f"expert-{selection.expert:05}" / WEIGHTS_FILE).tensors
+            model.load_state_dict({n.removeprefix("shared."): t for n, t in trained.items()}, strict=False)
     assert model is not None
     model.to(device)  # type: ignore[arg-type]
 
     def test_perplexity() -> float:
-        return evaluate(model, None, all_microbatches(splits["test"], context, 8)).perplexity
+        return evaluate(model, None, all_microbatches(test, context, 8)).perplexity
 
     before = test_perplexity()
     config = replace(FinetuneConfig(), max_epochs=options.epochs)

@@ -22,7 +22,7 @@ class FinetuneConfig:
     """Share of the tokens held out, as whole documents. Ours; the paper has ready-made splits."""
     small_tokens: int = 2_000_000
     """Up to this many training tokens the base rate is divided by 3, as §4 does for 1M tokens."""
-    max_epochs: int = 10
+    max_epochs: int = 5
     """Passes over the training windows, at most. Ours."""
     evals_per_epoch: int = 2
     """Held-out losses per pass. Ours."""
