@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from shared.bundle import open_bundle
-
 from owner.trust import trusted_keys
+from shared.bundle import open_bundle
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
