@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--mix", type=Path, help="a mixture's stage folder: its experts, as far as trained")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--domains", nargs="*")
+    parser.add_argument("--domains", nargs="*", help="these folders of --data only")
+    parser.add_argument("--systems", nargs="*", help="these systems only")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--valid-tokens", type=int, default=100_000)
     parser.add_argument("--test-tokens", type=int, default=1 << 40)
@@ -80,12 +81,10 @@ def main() -> None:
     domains = options.domains or (sorted(p.name for p in options.data.iterdir()) if options.data else [])
     for bundle_path in options.bundle:
         with open_bundle(bundle_path, [read_public_key(options.key)]) as bundle:
+            systems = [bundle.manifest.kind, *bundle.manifest.comparison, *["mix"] * bool(options.mix)]
+            systems = [system for system in systems if system in (options.systems or systems)]
             for domain in domains:
-                for system in (
-                    bundle.manifest.kind,
-                    *bundle.manifest.comparison,
-                    *["mix"] * bool(options.mix),
-                ):
+                for system in systems:
                     if (domain, system) not in done:
                         row = measure(bundle, options.data / domain, system, options, device)
                         with options.out.open("a") as out:
