@@ -1,7 +1,6 @@
 """Fine-tune one dense model on the private windows (paper §4, App. C), with early stopping."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from owner.windows import Split
 from shared.batches import Sampler, all_microbatches, pack_rows
-from shared.training import TrainConfig, TrainResult, train
+from shared.training import Say, TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def finetune(
     config: TrainConfig,
     seed: int,
     folder: Path,
-    say: Callable[[str], None],
+    say: Say,
     inputs: str,
 ) -> TrainResult:
     """Fine-tune in place, resuming what `folder` holds; the model ends with its best step's weights."""

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,8 +29,8 @@ from shared.files import write_json
 from shared.materializing import comparison_slm, materialize
 from shared.slm import SlmConfig, build_slm, count_parameters
 from shared.tokenizer import build_tokenizer, read_pieces
+from shared.training import Say
 
-Say = Callable[[str], None]
 FILES_PER_PARAMETER_BYTES = 4 * (3 * 3 + 3)
 """Float32 weights and two moments, in three checkpoints while one is being written; best step of two
 systems; the result."""
@@ -105,32 +105,28 @@ def specialize(
         _open_work(work, run, say)
         with clock.stage("select"):
             selection = _select(bundle, private, tokenizer, embedder_folder, device, work)
+        expert = selection.expert if manifest.n_experts > 1 else 0
         say(f"expert       {_describe(selection, manifest.n_experts)}")
         figures: dict[str, Any] = {}
-        perplexity: dict[str, float] = {}
         # The comparison goes first: the expert's model is then the one left in memory.
-        for system, prefix in (("slm", "slm_"), ("expert", "")):
+        for system in ("slm", "expert"):
             with clock.stage(f"materialize_{system}"):
-                model = (
-                    comparison_slm(bundle)
-                    if system == "slm"
-                    else materialize(bundle, selection.expert if manifest.n_experts > 1 else 0)
-                )
+                model = comparison_slm(bundle) if system == "slm" else materialize(bundle, expert)
             if model is None:
                 continue
             with clock.stage(f"finetune_{system}"):
-                result = _finetune(model, split, bundle, config, device, work / system, run, system, say)
-            perplexity[f"{prefix}before"] = result["before"]
-            perplexity[f"{prefix}after"] = result["after"]
-            figures[system] = result
+                figures[system] = _finetune(
+                    model, split, bundle, config, device, work / system, run, system, say
+                )
         assert model is not None
         report = {
             "perplexity": {
-                name: perplexity[name]
-                for name in ("before", "after", "slm_before", "slm_after")
-                if name in perplexity
+                f"{prefix}{when}": figures[system][when]
+                for system, prefix in (("expert", ""), ("slm", "slm_"))
+                if system in figures
+                for when in ("before", "after")
             },
-            "expert": selection.expert if manifest.n_experts > 1 else 0,
+            "expert": expert,
             "histogram": selection.histogram,
             "histogram_windows": selection.n_windows,
             "tokens": private.windows.n_tokens,

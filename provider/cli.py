@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shared.errors import PlanearlyError
+from shared.errors import PlanearlyError, error_lines
 
 
 def say(line: str) -> None:
@@ -17,20 +17,12 @@ def say(line: str) -> None:
 
 @contextmanager
 def errors_printed() -> Iterator[None]:
-    """Turn an expected error into two lines and exit code 1."""
+    """Print an expected error as `shared.errors.error_lines` words it and exit with 1."""
     try:
         yield
-    except PlanearlyError as error:
-        say(f"error: {error}")
-        if error.hint:
-            say(f"hint: {error.hint}")
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        say(f"error: {where}{error.strerror or error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
+    except (PlanearlyError, OSError, KeyboardInterrupt) as error:
+        for line in error_lines(error):
+            say(line)
         sys.exit(1)
 
 

@@ -3,7 +3,6 @@
 scikit-learn fits; `shared.clusters` assigns, with the very function the owner uses.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from shared.embedding import WIDTH, Embedder, embed_texts
 from shared.files import write_atomic
 from shared.tokenizer import decode_window
+from shared.training import Say
 
 GROUP_WINDOWS = 2048
 """Windows embedded per file on disk: what a kill can cost."""
@@ -26,7 +26,7 @@ def embed_part(
     tokenizer: Tokenizer,
     embedder: Embedder,
     name: str,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Embed one corpus part's windows into `embeddings-N.npy`, (w, 384) float32; resumes per group."""
     final = folder / f"embeddings-{number:05}.npy"

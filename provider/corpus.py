@@ -198,6 +198,5 @@ def write_part(
             starts=np.asarray(starts, np.int64),
             lengths=np.asarray(lengths, np.int32),
             is_heldout=np.asarray(is_heldout, bool),
-            counts=np.asarray([n_documents, rejected[0]], np.int64),
         )
     return {"documents": n_documents, "rejected": rejected[0], "tokens": position}

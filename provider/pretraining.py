@@ -54,7 +54,7 @@ def _published(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.
         if name not in projected
     }
     if network is not None:
-        tensors["experts.vectors"] = network.published_experts().detach()
+        tensors["experts.vectors"] = network.published_experts().detach().cpu()
         for index, name in enumerate(network.linears):
             tensors[f"projected.{name}.mixing"] = network.published_mixing(index).detach().cpu()
             tensors[f"projected.{name}.bank"] = network.bank[index].detach().cpu().to(dtype)

@@ -1,7 +1,6 @@
 """Finished stages to one signed bundle, opened again as an owner would before anyone gets it."""
 
 import math
-from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from shared.projection import feed_forward_linears
 from shared.signature import public_key_pem
 from shared.slm import build_slm
 from shared.tokenizer import read_pieces
-from shared.training import evaluate
+from shared.training import Say, evaluate
 
 PUBLIC_KEY_FILE = "provider.pub"
 LOSS_TOLERANCE = 1e-2
@@ -41,7 +40,7 @@ def publish(
     out: Path,
     key: SigningKey,
     embedder_folder: Path | None,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Path:
     """Write `<name>.st` and the public key into `out`; return the bundle's path.
 

@@ -1,7 +1,6 @@
 """The provider's story in one function: corpus, tokenizer, clusters, pretraining, signed bundle."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
 from shared.errors import DocumentsError
-from shared.files import write_atomic
+from shared.files import write_atomic, write_json
 from shared.tokenizer import build_tokenizer, read_pieces, write_pieces
+from shared.training import Say
 
-Say = Callable[[str], None]
 PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"
 
 
@@ -83,8 +82,7 @@ def _cut_part(folder: Path, number: int, file: CorpusFile, *rest: Any) -> dict[s
     if report.exists():
         return json.loads(report.read_text())
     counts = write_part(folder, number, file, *rest)
-    with write_atomic(report) as out:
-        out.write(json.dumps(counts).encode())
+    write_json(report, counts)
     return counts
 
 

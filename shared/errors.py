@@ -35,3 +35,13 @@ class CheckpointError(PlanearlyError):
 
 class IsolationError(PlanearlyError):
     """The walls around private text cannot be put up on this machine."""
+
+
+def error_lines(error: PlanearlyError | OSError | KeyboardInterrupt) -> list[str]:
+    """Return what a command prints of an expected error before it exits with 1: message, then hint."""
+    if isinstance(error, PlanearlyError):
+        return [f"error: {error}"] + ([f"hint: {error.hint}"] if error.hint else [])
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return [f"error: {where}{error.strerror or error}"]
+    return ["interrupted; the same command goes on from here"]

@@ -90,7 +90,8 @@ class ProjectedNetwork(nn.Module):
 
     def published_experts(self) -> Tensor:
         """Return E of §2.5: (K, M), whose first component is 1."""
-        return torch.cat([torch.ones(self.n_experts, 1), self.expert_KM.cpu()], dim=1)
+        ones_K1 = torch.ones(self.n_experts, 1, device=self.expert_KM.device)
+        return torch.cat([ones_K1, self.expert_KM], dim=1)
 
     def published_mixing(self, index: int) -> Tensor:
         """Return M^(l) of §2.5 for one projected linear: (M, H), block diagonal (1, free / sqrt(h))."""
@@ -101,13 +102,7 @@ class ProjectedNetwork(nn.Module):
     def begin_step(self, clusters: Sequence[int]) -> None:
         """Materialize the weights of these clusters as leaves; `weights_of` then hands them out."""
         self._clusters = list(clusters)
-        experts_CM = torch.cat(
-            [
-                torch.ones(len(self._clusters), 1, device=self.expert_KM.device),
-                self.expert_KM[self._clusters],
-            ],
-            dim=1,
-        )
+        experts_CM = self.published_experts()[self._clusters]
         self._dense = [
             project(experts_CM, self.published_mixing(index), bank) for index, bank in enumerate(self.bank)
         ]
