@@ -31,10 +31,10 @@ from shared.bundle import Bundle, open_bundle
 from shared.checkpoints import load_checkpoint
 from shared.device import choose_device, make_deterministic
 from shared.embedding import find_embedder_files, load_embedder
+from shared.losses import evaluate
 from shared.materializing import comparison_slm, materialize
 from shared.signature import read_public_key
 from shared.tokenizer import build_tokenizer, read_pieces
-from shared.training import evaluate
 
 
 def first_tokens(windows: Windows, tokens: int) -> Windows:

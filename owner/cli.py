@@ -4,11 +4,13 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from owner.methods import METHODS
 from shared.errors import PlanearlyError, error_lines
 
 
@@ -26,6 +28,11 @@ def errors_printed() -> Iterator[None]:
         for line in error_lines(error):
             say(line)
         sys.exit(1)
+
+
+def _given(config: Any, **options: Any) -> Any:
+    """Return the config with the options that were given; its own defaults stand for the others."""
+    return replace(config, **{name: value for name, value in options.items() if value is not None})
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -87,6 +94,17 @@ def inspect(bundle: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="New folder for model/ and report.json.",
 )
+@click.option(
+    "--select",
+    type=click.Choice(list(METHODS)),
+    help="Where fine-tuning starts. " + "; ".join(f"{name}: {text}" for name, text in METHODS.items()) + ".",
+)
+@click.option("--replay", type=click.Path(path_type=Path), help="A replay pack to continue pretraining on.")
+@click.option("--replay-tokens", type=click.IntRange(min=1), help="Tokens of the pack to train on.")
+@click.option(
+    "--teacher", type=click.Path(path_type=Path), help="A bundle whose model, fine-tuned first, teaches."
+)
+@click.option("--lora", type=click.IntRange(min=1), help="Train low-rank matrices of this rank only.")
 @click.option("--seed", type=int, help="Decides the held-out split and the order of training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Most passes over the private text.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -107,6 +125,11 @@ def specialize(
     bundle: Path,
     data: Path,
     out: Path,
+    select: str | None,
+    replay: Path | None,
+    replay_tokens: int | None,
+    teacher: Path | None,
+    lora: int | None,
     seed: int | None,
     epochs: int | None,
     device: str,
@@ -121,15 +144,18 @@ def specialize(
 
         walls = raise_walls(egress)
         say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
-        from dataclasses import replace
-
         from owner.finetuning import FinetuneConfig
+        from owner.replaying import ReplayConfig
+        from owner.specializing import SpecializeConfig
         from owner.specializing import specialize as run
 
-        given = {"seed": seed, "max_epochs": epochs}
-        config = replace(
-            FinetuneConfig(), **{name: value for name, value in given.items() if value is not None}
+        config = SpecializeConfig(
+            finetune=_given(FinetuneConfig(), seed=seed, max_epochs=epochs, lora_rank=lora),
+            replay=_given(ReplayConfig(), tokens=replay_tokens),
+            replay_path=replay,
+            teacher_path=teacher,
         )
+        config = _given(config, select=select)
         report = run(bundle, data, out, config, say, device, embedder, walls.layers)
         perplexity = report["perplexity"]
         say(f"held-out perplexity {perplexity['before']:.1f} -> {perplexity['after']:.1f}")
@@ -137,5 +163,59 @@ def specialize(
             gain = 1 - perplexity["after"] / perplexity["slm_after"]
             verdict = f"{abs(gain):.1%} {'lower' if gain >= 0 else 'HIGHER'} than the plain slm's"
             say(f"  plain slm         {perplexity['slm_before']:.1f} -> {perplexity['slm_after']:.1f}")
-            say(f"  the expert's perplexity after fine-tuning is {verdict}")
+            say(f"  the perplexity of {report['chosen']} after fine-tuning is {verdict}")
         click.echo(json.dumps(report, indent=2) if as_json else f"{out}/model")
+
+
+@main.command(epilog="Example: owner histogram --bundle pn32.st --data private/ --epsilon 1.0")
+@click.option(
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A bundle or pack: its clusters count.",
+)
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of private documents.")
+@click.option(
+    "--epsilon", default=1.0, show_default=True, help="Of differential privacy: less is more noise."
+)
+@click.option(
+    "--out",
+    default=Path("request.json"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="New file; never over an existing one.",
+)
+@click.option(
+    "--embedder",
+    type=click.Path(path_type=Path),
+    help="Folder with the embedder's model.safetensors and vocab.txt.",
+)
+@click.option(
+    "--egress",
+    type=click.Choice(["deny", "best-effort"]),
+    default="deny",
+    show_default=True,
+    help="deny: stop if the kernel cannot shut the network off; best-effort: go on and say so.",
+)
+@click.option("--yes", is_flag=True, help="Write without asking.")
+def histogram(
+    bundle: Path, data: Path, epsilon: float, out: Path, embedder: Path | None, egress: Any, yes: bool
+) -> None:
+    """Write a histogram of your documents, with noise, to hand to a provider if you choose to."""
+    with errors_printed():
+        from owner.isolation import raise_walls
+
+        walls = raise_walls(egress)
+        say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
+        from owner.requesting import describe_request
+        from owner.specializing import request_histogram
+        from shared.request import write_request
+
+        request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder)
+        for line in describe_request(request, n_documents).split("\n"):
+            say(line)
+        if not yes and not click.confirm(f"owner: write {out}?", err=True):
+            say("nothing was written")
+            sys.exit(1)
+        write_request(out, request)
+        click.echo(out)

@@ -1,4 +1,8 @@
-"""Fine-tune one dense model on the private windows (paper §4, App. C), with early stopping."""
+"""Fine-tune one dense model on the private windows (paper §4, App. C), with early stopping.
+
+What is minimized may be a mixture with a teacher's distributions (owner/distilling.py), what is trained
+low-rank matrices (owner/lora.py); the loop and the held-out loss are the same.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from owner.windows import Split
 from shared.batches import Sampler, all_microbatches, pack_rows
+from shared.losses import LossFunction, sum_nats
 from shared.training import Say, TrainConfig, TrainResult, train
 
 
@@ -21,6 +26,13 @@ class FinetuneConfig:
     """Share of the tokens held out, as whole documents. Ours; the paper has ready-made splits."""
     small_tokens: int = 2_000_000
     """Up to this many training tokens the base rate is divided by 3, as §4 does for 1M tokens."""
+    rate_fraction: float = 0.0
+    """Peak rate as a share of the pretraining's; 0: a third or all of it, by small_tokens."""
+    lora_rank: int = 0
+    """Rank of low-rank matrices to train instead of the weights (App. F: 64); 0: train the weights."""
+    teacher_weight: float = 0.5
+    """Share of the teacher's distributions in the loss, where there is a teacher (SLM-d, §2.2). Ours; the
+    paper gives no number."""
     max_epochs: int = 5
     """Passes over the training windows, at most. Ours."""
     evals_per_epoch: int = 2
@@ -53,7 +65,7 @@ def train_config(
         steps=config.max_epochs * steps_per_epoch,
         rows_per_step=rows_per_step,
         rows_per_microbatch=rows_per_microbatch,
-        learning_rate=base_lr / 3 if is_small else base_lr,
+        learning_rate=base_lr * (config.rate_fraction or (1 / 3 if is_small else 1.0)),
         final_lr_fraction=config.final_lr_fraction,
         warmup_steps=min(config.warmup_steps, steps_per_epoch),
         eval_every_steps=max(1, steps_per_epoch // config.evals_per_epoch),
@@ -71,8 +83,9 @@ def finetune(
     folder: Path,
     say: Say,
     inputs: str,
+    loss_of: LossFunction = sum_nats,
 ) -> TrainResult:
     """Fine-tune in place, resuming what `folder` holds; the model ends with its best step's weights."""
     sampler = Sampler(split.train, context_tokens, config.rows_per_step, config.rows_per_microbatch, seed)
     heldout = list(all_microbatches(split.heldout, context_tokens, config.rows_per_microbatch))
-    return train(model, None, sampler, lambda: heldout, config, folder, say, inputs=inputs)
+    return train(model, None, sampler, lambda: heldout, config, folder, say, inputs, loss_of)

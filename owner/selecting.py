@@ -43,12 +43,13 @@ class Selection:
         return second, self.histogram[second] / max(1, self.n_windows)
 
 
-def select_expert(
-    windows: Windows, tokenizer: Tokenizer, embedder: Embedder, centroids_KW: np.ndarray
-) -> Selection:
-    """Embed windows, count the nearest centroids, take the most frequent; ties: the lowest index."""
+def embed_windows(windows: Windows, tokenizer: Tokenizer, embedder: Embedder) -> np.ndarray:
+    """Return the embeddings of at most SELECT_WINDOWS windows, evenly spaced: (n, W) float32."""
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), SELECT_WINDOWS)).astype(int))
-    texts = [decode_window(tokenizer, windows.tokens(window)) for window in chosen]
-    assigned = assign_clusters(embed_texts(embedder, texts), centroids_KW)
-    histogram = cluster_histogram(assigned, len(centroids_KW))
+    return embed_texts(embedder, [decode_window(tokenizer, windows.tokens(window)) for window in chosen])
+
+
+def select_expert(embeddings_NW: np.ndarray, centroids_KW: np.ndarray) -> Selection:
+    """Count the nearest centroids, take the most frequent; ties: the lowest index."""
+    histogram = cluster_histogram(assign_clusters(embeddings_NW, centroids_KW), len(centroids_KW))
     return Selection(most_frequent(histogram), histogram.tolist())

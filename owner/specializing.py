@@ -1,32 +1,38 @@
-"""The owner's story in one function: verify, read, select, materialize, fine-tune, save."""
+"""The owner's story in one function: verify, read, select, adapt, save."""
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from transformers.modeling_utils import PreTrainedModel
+from tokenizers import Tokenizer
+from torch import nn
 
+from owner.adapting import Replay, adapt, check_same_tokenizer, finetune_teacher
+from owner.candidates import SLM, check_method
 from owner.documents import read_documents
-from owner.finetuning import FinetuneConfig, finetune, train_config
+from owner.finetuning import FinetuneConfig
+from owner.replaying import ReplayConfig
+from owner.requesting import count_votes, noisy_request
 from owner.saving import REPORT_FILE, save_specialized
-from owner.selecting import Selection, select_expert
+from owner.selecting import Selection, embed_windows, select_expert
 from owner.trust import check_not_rolled_back, remember_version, trusted_keys
 from owner.walking import Skipped
-from owner.windows import PrivateWindows, Split, split_documents, window_documents
+from owner.windows import PrivateWindows, split_documents, window_documents
 from shared.bundle import Bundle, open_bundle
-from shared.device import choose_device, make_deterministic
-from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
+from shared.device import choose_device
+from shared.embedding import WEIGHTS_SHA256, Embedder, find_embedder_files, load_embedder
 from shared.errors import BundleError, PlanearlyError
 from shared.files import write_json
-from shared.materializing import comparison_slm, materialize
+from shared.replay import replay_windows
+from shared.request import HistogramRequest
 from shared.slm import SlmConfig, build_slm, count_parameters
 from shared.tokenizer import build_tokenizer, read_pieces
 from shared.training import Say
@@ -35,6 +41,28 @@ FILES_PER_PARAMETER_BYTES = 4 * (3 * 3 + 3)
 """Float32 weights and two moments, in three checkpoints while one is being written; best step of two
 systems; the result."""
 RUN_FILE, SELECTION_FILE = "run.json", "selection.json"
+
+
+@dataclass(frozen=True)
+class SpecializeConfig:
+    """What an owner decides about a run; what it needs beyond the bundle."""
+
+    select: str = "most-frequent"
+    """One of owner.methods.METHODS; the paper's is the most frequent cluster (§4.3)."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    replay_path: Path | None = None
+    """A replay pack to continue pretraining on before fine-tuning."""
+    teacher_path: Path | None = None
+    """A bundle whose model, fine-tuned first, teaches (SLM-d)."""
+
+    def result_fields(self) -> dict[str, Any]:
+        """Return what decides the result, without the paths: files are named by their digests."""
+        return {
+            "select": self.select,
+            "finetune": asdict(self.finetune),
+            "replay": asdict(self.replay) if self.replay_path else None,
+        }
 
 
 class _Clock:
@@ -54,7 +82,7 @@ def specialize(
     bundle_path: Path,
     data: Path,
     out: Path,
-    config: FinetuneConfig,
+    config: SpecializeConfig,
     say: Say,
     device_name: str = "auto",
     embedder_folder: Path | None = None,
@@ -71,62 +99,83 @@ def specialize(
     work = out.parent / f".{out.name}.unfinished"
     if not out.absolute().parent.is_dir():
         raise PlanearlyError(f"{out}: its folder does not exist", hint="make it, or choose another --out")
-    with clock.stage("verify"):
-        bundle = open_bundle(bundle_path, trusted_keys())
-    with bundle:
+    with ExitStack() as stack:
+        bundle = _open_trusted(bundle_path, stack, clock)
         manifest = bundle.manifest
-        check_not_rolled_back(bundle.key_id, manifest.name, manifest.version)
-        if manifest.kind != "mix":  # of a mixture only the chosen expert is read, and checked then
-            with clock.stage("verify"):
-                bundle.verify_all()
-        remember_version(bundle.key_id, manifest.name, manifest.version)
+        check_method(config.select, bundle)
         say(
             f"bundle       {bundle_path.name} · signed by key {bundle.key_id} ·"
             f" {manifest.kind} · {manifest.n_experts} experts"
         )
+        pack = teacher_bundle = None
+        if config.replay_path is not None:
+            pack = _open_trusted(config.replay_path, stack, clock)
+            check_same_tokenizer(bundle, pack)
+            say(
+                f"replay pack  {config.replay_path.name} · signed by key {pack.key_id} ·"
+                f" {pack.manifest.replay_tokens:,} tokens · {pack.manifest.n_clusters} clusters"
+            )
+        if config.teacher_path is not None:
+            teacher_bundle = _open_trusted(config.teacher_path, stack, clock)
+            check_method("most-frequent", teacher_bundle)
+            check_same_tokenizer(bundle, teacher_bundle)
+            say(f"teacher      {config.teacher_path.name} · signed by key {teacher_bundle.key_id}")
         device = choose_device(device_name)
         tokenizer = build_tokenizer(read_pieces(bundle.file("tokenizer.json"), manifest.model.vocab_size))
         skipped: list[Skipped] = []
+        finetune = config.finetune
         with clock.stage("read"):
             private = window_documents(
                 read_documents(data, skipped), tokenizer, manifest.model.context_tokens
             )
-            split = split_documents(private, config.heldout_fraction, config.seed)
+            split = split_documents(private, finetune.heldout_fraction, finetune.seed)
         n_skipped = sum(item.n for item in skipped)
         say(
             f"documents    {private.n_documents:,} documents · {private.windows.n_tokens:,} tokens ·"
             f" {split.heldout.n_tokens:,} held out · {n_skipped} skipped"
             + (f" (see {REPORT_FILE})" if n_skipped else "")
         )
-        run = _run_digest(bundle, private, config, device)
+        run = _run_digest([bundle, pack, teacher_bundle], private, config, device)
         if out.exists():
             return _already_done(out, run, work, say)
         _check_space(out.parent, manifest.model)
         _open_work(work, run, say)
         with clock.stage("select"):
-            selection = _select(bundle, private, tokenizer, embedder_folder, device, work)
-        expert = selection.expert if manifest.n_experts > 1 else 0
+            selection, replay_histogram = _select(
+                bundle, pack, private, tokenizer, embedder_folder, device, work
+            )
         say(f"expert       {_describe(selection, manifest.n_experts)}")
-        figures: dict[str, Any] = {}
-        # The comparison goes first: the expert's model is then the one left in memory.
-        for system in ("slm", "expert"):
-            with clock.stage(f"materialize_{system}"):
-                model = comparison_slm(bundle) if system == "slm" else materialize(bundle, expert)
-            if model is None:
-                continue
-            with clock.stage(f"finetune_{system}"):
-                figures[system] = _finetune(
-                    model, split, bundle, config, device, work / system, run, system, say
-                )
-        assert model is not None
-        report = {
-            "perplexity": {
-                f"{prefix}{when}": figures[system][when]
-                for system, prefix in (("expert", ""), ("slm", "slm_"))
-                if system in figures
-                for when in ("before", "after")
-            },
-            "expert": expert,
+        teacher = None
+        if teacher_bundle is not None:
+            with clock.stage("teacher"):
+                teacher = finetune_teacher(teacher_bundle, split, finetune, device, work, run, say)
+        replay = None
+        if pack is not None:
+            replay = Replay(replay_windows(pack), np.asarray(replay_histogram), config.replay)
+        with clock.stage("adapt"):
+            adapted = adapt(
+                bundle,
+                split,
+                selection,
+                config.select,
+                finetune,
+                device,
+                work,
+                run,
+                say,
+                replay,
+                cast(nn.Module, teacher) if teacher is not None else None,
+            )
+        figures = adapted.figures
+        perplexity = {when: figures[adapted.chosen.name][when] for when in ("before", "after")}
+        if SLM in figures:
+            perplexity |= {f"slm_{when}": figures[SLM][when] for when in ("before", "after")}
+        report: dict[str, Any] = {
+            "perplexity": perplexity,
+            "select": config.select,
+            "chosen": adapted.chosen.name,
+            "starts": [_without_vector(start) for start in adapted.starts],
+            "expert": selection.expert if manifest.n_experts > 1 else 0,
             "histogram": selection.histogram,
             "histogram_windows": selection.n_windows,
             "tokens": private.windows.n_tokens,
@@ -135,26 +184,52 @@ def specialize(
             "documents": private.n_documents,
             "skipped": [asdict(item) for item in skipped],
             "finetuning": figures,
-            "config": asdict(config),
-            "bundle": {
-                "name": manifest.name,
-                "version": manifest.version,
-                "key_id": bundle.key_id,
-                "file": bundle_path.name,
-            },
+            "config": config.result_fields(),
+            "bundle": _name(bundle),
+            "replay_pack": _name(pack) if pack else None,
+            "teacher": _name(teacher_bundle) if teacher_bundle else None,
             "device": str(device),
             "egress_denied_by": list(walls),
             "seconds": clock.seconds,
             "run": run,
         }
-        save_specialized(work / "result", out, model.cpu(), tokenizer, report)
+        save_specialized(work / "result", out, adapted.model.cpu(), tokenizer, report)
         shutil.rmtree(work, ignore_errors=True)
         return report
 
 
-def _run_digest(bundle: Bundle, private: PrivateWindows, config: FinetuneConfig, device: torch.device) -> str:
+def _open_trusted(path: Path, stack: ExitStack, clock: _Clock) -> Bundle:
+    """Open a bundle that a pinned key signed and that is no older than one seen; check every digest."""
+    with clock.stage("verify"):
+        bundle = stack.enter_context(open_bundle(path, trusted_keys()))
+        manifest = bundle.manifest
+        check_not_rolled_back(bundle.key_id, manifest.name, manifest.version)
+        if manifest.kind != "mix":  # of a mixture only the chosen expert is read, and checked then
+            bundle.verify_all()
+        remember_version(bundle.key_id, manifest.name, manifest.version)
+    return bundle
+
+
+def _name(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "key_id": bundle.key_id,
+        "file": bundle.path.name,
+    }
+
+
+def _without_vector(start: Any) -> dict[str, Any]:
+    return {"name": start.name, "heldout_loss": start.heldout_loss}
+
+
+def _run_digest(
+    bundles: list[Bundle | None], private: PrivateWindows, config: SpecializeConfig, device: torch.device
+) -> str:
     """Return the digest of all that decides the result; saved state of another run is not used."""
-    parts = [bundle.manifest.raw, private.digest(), asdict(config), device.type]
+    manifests = [bundle.manifest.raw if bundle else None for bundle in bundles]
+    parts = [manifests, private.digest(), config.result_fields(), device.type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -201,31 +276,66 @@ def _open_work(work: Path, run: str, say: Say) -> None:
 
 def _select(
     bundle: Bundle,
+    pack: Bundle | None,
     private: PrivateWindows,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     embedder_folder: Path | None,
     device: torch.device,
     work: Path,
-) -> Selection:
+) -> tuple[Selection, list[int]]:
+    """Return the selection, and the histogram over the pack's clusters ([] without one); embeds once."""
     saved = work / SELECTION_FILE
     if saved.exists():
-        return Selection(**json.loads(saved.read_text()))
-    if bundle.manifest.embedder.sha256 != WEIGHTS_SHA256:
+        found = json.loads(saved.read_text())
+        return Selection(**found["selection"]), found["replay_histogram"]
+    embedder = open_embedder(bundle, embedder_folder, device)
+    embeddings = embed_windows(private.windows, tokenizer, embedder)
+    selection = select_expert(embeddings, bundle.tensor("clusters.centroids").numpy())
+    replay_histogram = (
+        select_expert(embeddings, pack.tensor("clusters.centroids").numpy()).histogram if pack else []
+    )
+    write_json(saved, {"selection": asdict(selection), "replay_histogram": replay_histogram})
+    return selection, replay_histogram
+
+
+def request_histogram(
+    bundle_path: Path, data: Path, epsilon: float, out: Path, say: Say, embedder_folder: Path | None = None
+) -> tuple[HistogramRequest, int]:
+    """Return the differentially private request for these documents, and their number; writes nothing.
+
+    Raises as `specialize`, and PlanearlyError when `out` exists: a request is never overwritten.
+    """
+    if out.exists():
+        raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
+    with ExitStack() as stack:
+        bundle = _open_trusted(bundle_path, stack, _Clock())
+        manifest = bundle.manifest
+        device = choose_device("auto")
+        tokenizer = build_tokenizer(read_pieces(bundle.file("tokenizer.json"), manifest.model.vocab_size))
+        skipped: list[Skipped] = []
+        private = window_documents(read_documents(data, skipped), tokenizer, manifest.model.context_tokens)
+        say(f"documents    {private.n_documents:,} documents · {sum(item.n for item in skipped)} skipped")
+        centroids_KW = bundle.tensor("clusters.centroids").numpy()
+        embedder = open_embedder(bundle, embedder_folder, device)
+        votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
+        return noisy_request(votes_K, centroids_KW, epsilon), private.n_documents
+
+
+def open_embedder(bundle: Bundle, folder: Path | None, device: torch.device) -> Embedder:
+    """Return the embedder that made a bundle's centroids, from the bundle, the folder or the package.
+
+    Raises BundleError when the bundle names another; PlanearlyError when its files are not there.
+    """
+    entry = bundle.manifest.embedder
+    if entry.sha256 != WEIGHTS_SHA256:
         raise BundleError(
-            f"{bundle.path}: its centroids belong to embedder {bundle.manifest.embedder.sha256[:16]}...,"
+            f"{bundle.path}: its centroids belong to embedder {entry.sha256[:16]}...,"
             f" expected {WEIGHTS_SHA256[:16]}...",
             hint="use a planearly that knows this embedder",
         )
-    if bundle.manifest.embedder.embedded:
-        weights = bundle.file("embedder.safetensors")
-        vocabulary = bundle.file("embedder-vocab.txt")
-    else:
-        weights, vocabulary = find_embedder_files(embedder_folder)
-    embedder = load_embedder(weights, vocabulary, device)
-    centroids = bundle.tensor("clusters.centroids").numpy()
-    selection = select_expert(private.windows, tokenizer, embedder, centroids)
-    write_json(saved, asdict(selection))
-    return selection
+    if entry.embedded:
+        return load_embedder(bundle.file("embedder.safetensors"), bundle.file("embedder-vocab.txt"), device)
+    return load_embedder(*find_embedder_files(folder), device)
 
 
 def _describe(selection: Selection, n_experts: int) -> str:
@@ -235,43 +345,3 @@ def _describe(selection: Selection, n_experts: int) -> str:
     if selection.runner_up is not None and selection.runner_up[1] > 0:
         text += f" · next is {selection.runner_up[0]} with {selection.runner_up[1]:.0%}"
     return text
-
-
-def _finetune(
-    model: PreTrainedModel,
-    split: Split,
-    bundle: Bundle,
-    config: FinetuneConfig,
-    device: torch.device,
-    folder: Path,
-    run: str,
-    system: str,
-    say: Say,
-) -> dict[str, Any]:
-    """Fine-tune one model in place; return its figures. A finished fine-tuning is read back."""
-    manifest = bundle.manifest
-    context = manifest.model.context_tokens
-    training = manifest.raw["training"]
-    make_deterministic(config.seed)
-    cast(torch.nn.Module, model).to(device)
-    settings = train_config(config, split, context, training["learning_rate"], training["rows_per_step"])
-    name = "fine-tuning" if system == "expert" else f"  {system}"
-    result = finetune(
-        model,
-        split,
-        context,
-        settings,
-        config.seed,
-        folder,
-        lambda line: say(f"{name:<12} {line}"),
-        inputs=f"{run} {system}",
-    )
-    return {
-        "before": math.exp(result.history[0]["heldout_loss"]),
-        "after": math.exp(result.heldout_loss),
-        "best_step": result.step,
-        "steps": result.steps_run,
-        "tokens": result.tokens,
-        "settings": asdict(settings),
-        "history": result.history,
-    }

@@ -80,6 +80,12 @@ def key(private_key: Path, public_key: Path) -> None:
     type=click.Path(path_type=Path),
     help="Folder with the embedder's model.safetensors and vocab.txt.",
 )
+@click.option(
+    "--histogram",
+    type=click.Path(path_type=Path),
+    help="An owner's request: pretrain kind slm for it by importance sampling.",
+)
+@click.option("--expert", type=int, help="Of kind mix, train this expert alone and publish it.")
 def release(
     recipe: Path,
     corpus: Path,
@@ -88,6 +94,8 @@ def release(
     key_file: Path,
     device: str,
     embedder: Path | None,
+    histogram: Path | None,
+    expert: int | None,
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle."""
     with errors_printed():
@@ -102,4 +110,4 @@ def release(
         else:
             key = create_key(key_file, key_file.with_suffix(".pub"))
             say(f"key          created {key_file}: keep it secret and backed up")
-        click.echo(run(parsed, corpus, out, work, key, say, device, embedder))
+        click.echo(run(parsed, corpus, out, work, key, say, device, embedder, histogram, expert))

@@ -1,13 +1,14 @@
-"""Pretrain one system of the paper: plain small model, projected network, hard mixture.
+"""Pretrain one system of the paper: plain model, projected network, hard mixture, importance sampling.
 
-One trainer (shared/training.py), three parameterizations: slm has no projection (§2.2); pn trains E, M
-and T jointly on all clusters (§2.5); mix is one slm per cluster, trained on that cluster's windows with
-its share of the batch (§2.4). slm and pn see the same rows in the same order.
+One trainer (shared/training.py), three parameterizations: slm has no projection (§2.2), and is the LLM
+too, at other sizes; pn trains E, M and T jointly on all clusters (§2.5); mix is one slm per cluster,
+trained on that cluster's windows with its share of the batch, all of them or one alone (Fig. 8). slm and
+pn see the same rows in the same order; with weights they see them resampled (SLM-is, §2.4).
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,14 @@ from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.device import choose_device, make_deterministic
 from shared.errors import DocumentsError
+from shared.files import write_json
+from shared.importance import describe_resampling
+from shared.losses import HeldoutLoss, evaluate
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.slm import build_slm
-from shared.training import HeldoutLoss, Say, evaluate, train
+from shared.training import Say, train
 
-WEIGHTS_FILE = "weights.safetensors"
+WEIGHTS_FILE, COST_FILE = "weights.safetensors", "cost.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -62,12 +66,22 @@ def _published(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.
 
 
 def pretrain(
-    system: str, recipe: Recipe, windows: Path, folder: Path, device_name: str, say: Say
+    system: str,
+    recipe: Recipe,
+    windows: Path,
+    folder: Path,
+    device_name: str,
+    say: Say,
+    weights_K: np.ndarray | None = None,
+    experts: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Pretrain a system ("slm", "pn" or "mix") into `folder/weights.safetensors`; return its record.
 
-    The record holds steps, tokens, heldout_loss (nats/token over the generic held-out split) and
-    heldout_loss_per_cluster (None where a cluster has no held-out window). Resumes what `folder` holds.
+    `weights_K` are importance weights by cluster; `experts` are those of a mixture to train, none named:
+    all. The record holds steps, tokens, heldout_loss (nats/token over the generic held-out split, or the
+    named experts' part of it), heldout_loss_per_cluster (None where a cluster has no held-out window or no
+    expert) and, with weights, `importance`. What it cost goes to `folder/cost.json`: that differs from
+    run to run, and the record must not. Resumes what `folder` holds.
     """
     n_clusters = recipe.clustering.n_clusters
     train_windows = load_windows(windows, "train", n_clusters)
@@ -77,56 +91,99 @@ def pretrain(
             f"{len(train_windows)} training and {len(heldout_windows)} held-out windows",
             hint="use more documents, or name held-out files in corpus.heldout",
         )
-    if system != "mix":
-        tensors, loss, tokens = _pretrain_one(
-            system, recipe, train_windows, heldout_windows, folder, device_name, say
+    if system == "mix":
+        trained = _pretrain_mixture(
+            recipe, train_windows, heldout_windows, folder, device_name, say, experts or range(n_clusters)
         )
     else:
-        tensors, tokens = {}, 0
-        nats_sum: dict[int, float] = {}
-        token_sum: dict[int, int] = {}
-        share = max(1, recipe.pretraining.rows_per_step // n_clusters)
-        config = replace(
-            recipe.pretraining,
-            rows_per_step=share,
-            rows_per_microbatch=math.gcd(share, recipe.pretraining.rows_per_microbatch),
+        trained = _pretrain_one(
+            system, recipe, train_windows, heldout_windows, folder, device_name, say, weights_K
         )
-        for cluster in range(n_clusters):
-            part = folder / f"expert-{cluster:05}"
-            finished = part / WEIGHTS_FILE
-            if not finished.exists():
-                found, part_loss, part_tokens = _pretrain_one(
-                    "slm",
-                    replace(recipe, pretraining=config),
-                    train_windows.take(train_windows.cluster == cluster),
-                    heldout_windows.take(heldout_windows.cluster == cluster),
-                    part,
-                    device_name,
-                    partial(_say_expert, say, cluster, n_clusters),
-                )
-                record = {
-                    "nats": list(part_loss.nats.values()),
-                    "tokens": list(part_loss.tokens.values()),
-                    "trained": part_tokens,
-                }
-                save_checkpoint(finished, found, record)
-            checkpoint = load_checkpoint(finished)
-            for name, tensor in checkpoint.tensors.items():
-                tensors[name.replace("shared.", f"experts.{cluster}.", 1)] = tensor
-            nats_sum[cluster] = sum(checkpoint.record["nats"])
-            token_sum[cluster] = sum(checkpoint.record["tokens"])
-            tokens += checkpoint.record["trained"]
-        loss = HeldoutLoss(nats_sum, token_sum)
-    record = {
+    loss = trained.loss
+    record: dict[str, Any] = {
         "steps": recipe.pretraining.steps,
-        "tokens": tokens,
+        "tokens": trained.tokens,
         "heldout_loss": loss.mean,
         "heldout_loss_per_cluster": [
             loss.nats[c] / loss.tokens[c] if loss.tokens.get(c) else None for c in range(n_clusters)
         ],
     }
-    save_checkpoint(folder / WEIGHTS_FILE, tensors, record)
+    if trained.importance is not None:
+        record["importance"] = trained.importance
+    save_checkpoint(folder / WEIGHTS_FILE, trained.tensors, record)
+    write_json(
+        folder / COST_FILE,
+        {
+            "system": system,
+            "steps": recipe.pretraining.steps,
+            "tokens": trained.tokens,
+            "seconds": trained.seconds,
+            "device": str(choose_device(device_name)),
+            "threads": torch.get_num_threads(),
+        },
+    )
     return record
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """One finished run: published tensors, held-out loss, what went into it."""
+
+    tensors: dict[str, Tensor]
+    loss: HeldoutLoss
+    tokens: int
+    seconds: float
+    importance: dict[str, Any] | None = None
+
+
+def _pretrain_mixture(
+    recipe: Recipe,
+    train_windows: Windows,
+    heldout_windows: Windows,
+    folder: Path,
+    device_name: str,
+    say: Say,
+    experts: Sequence[int],
+) -> _Trained:
+    """Train independent experts, each on its cluster's windows and with its share of the batch."""
+    n_clusters = recipe.clustering.n_clusters
+    share = max(1, recipe.pretraining.rows_per_step // n_clusters)
+    config = replace(
+        recipe.pretraining,
+        rows_per_step=share,
+        rows_per_microbatch=math.gcd(share, recipe.pretraining.rows_per_microbatch),
+    )
+    tensors: dict[str, Tensor] = {}
+    nats: dict[int, float] = {}
+    heldout_tokens: dict[int, int] = {}
+    tokens, seconds = 0, 0.0
+    for cluster in experts:
+        part = folder / f"expert-{cluster:05}"
+        if not (part / WEIGHTS_FILE).exists():
+            one = _pretrain_one(
+                "slm",
+                replace(recipe, pretraining=config),
+                train_windows.take(train_windows.cluster == cluster),
+                heldout_windows.take(heldout_windows.cluster == cluster),
+                part,
+                device_name,
+                partial(_say_expert, say, cluster, n_clusters),
+            )
+            record = {
+                "nats": one.loss.nats.get(cluster, 0.0),
+                "heldout_tokens": one.loss.tokens.get(cluster, 0),
+                "tokens": one.tokens,
+                "seconds": one.seconds,
+            }
+            save_checkpoint(part / WEIGHTS_FILE, one.tensors, record)
+        checkpoint = load_checkpoint(part / WEIGHTS_FILE)
+        for name, tensor in checkpoint.tensors.items():
+            tensors[name.replace("shared.", f"experts.{cluster}.", 1)] = tensor
+        nats[cluster] = checkpoint.record["nats"]
+        heldout_tokens[cluster] = checkpoint.record["heldout_tokens"]
+        tokens += checkpoint.record["tokens"]
+        seconds += checkpoint.record["seconds"]
+    return _Trained(tensors, HeldoutLoss(nats, heldout_tokens), tokens, seconds)
 
 
 def _say_expert(say: Say, cluster: int, n_clusters: int, line: str) -> None:
@@ -141,22 +198,35 @@ def _pretrain_one(
     folder: Path,
     device_name: str,
     say: Say,
-) -> tuple[dict[str, Tensor], HeldoutLoss, int]:
+    weights_K: np.ndarray | None = None,
+) -> _Trained:
     device = choose_device(device_name)
     context, config = recipe.model.context_tokens, recipe.pretraining
     make_deterministic(recipe.seed)
     model = cast(nn.Module, build_slm(recipe.model)).to(device)
     network = None
+    mixed_fraction = 0.0
     if system == "pn":
-        assert recipe.projection is not None
+        projection = recipe.projection
+        assert projection is not None
         network = ProjectedNetwork(
             model,
-            feed_forward_linears(model, recipe.projection.layers),
+            feed_forward_linears(model, projection.layers),
             recipe.clustering.n_clusters,
-            recipe.projection.expert_size,
-            recipe.projection.capacity,
+            projection.expert_size,
+            projection.capacity,
+            projection.mixing == "identity",
         ).to(device)
-    sampler = Sampler(train_windows, context, config.rows_per_step, config.rows_per_microbatch, recipe.seed)
+        mixed_fraction = projection.mixed_fraction
+    sampler = Sampler(
+        train_windows,
+        context,
+        config.rows_per_step,
+        config.rows_per_microbatch,
+        recipe.seed,
+        weights_K,
+        mixed_fraction,
+    )
 
     def heldout() -> Iterable[Microbatch]:
         return all_microbatches(heldout_windows, context, config.rows_per_microbatch)
@@ -165,4 +235,8 @@ def _pretrain_one(
     dtype = DTYPES[recipe.weights]
     _round(model, network, dtype)
     loss = evaluate(model, network, heldout())
-    return _published(model, network, dtype), loss, result.tokens
+    importance = None
+    if weights_K is not None:
+        counts_K = np.bincount(train_windows.cluster, minlength=len(weights_K))
+        importance = asdict(describe_resampling(weights_K, counts_K, sampler.passes(config.steps)))
+    return _Trained(_published(model, network, dtype), loss, result.tokens, result.seconds, importance)

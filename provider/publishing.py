@@ -1,6 +1,7 @@
 """Finished stages to one signed bundle, opened again as an owner would before anyone gets it."""
 
 import math
+from collections.abc import Callable, Mapping
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from shared.checkpoints import load_checkpoint
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH, find_embedder_files
 from shared.errors import BundleError
 from shared.files import write_atomic
+from shared.losses import evaluate
 from shared.materializing import materialize
 from shared.projection import feed_forward_linears
+from shared.replay import replay_tensors, sample_replay
 from shared.signature import public_key_pem
 from shared.slm import build_slm
 from shared.tokenizer import read_pieces
-from shared.training import Say, evaluate
+from shared.training import Say
 
 PUBLIC_KEY_FILE = "provider.pub"
 LOSS_TOLERANCE = 1e-2
@@ -41,10 +44,13 @@ def publish(
     key: SigningKey,
     embedder_folder: Path | None,
     say: Say,
+    expert: int | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `<name>.st` and the public key into `out`; return the bundle's path.
 
-    `systems` are the folders of the pretrained systems. The bundle is reopened with the public key alone:
+    `systems` are the folders of the pretrained systems. `expert` publishes that one of a mixture as kind
+    slm. `record` is added to the training record. The bundle is reopened with the public key alone:
     every digest, and the held-out loss of the largest cluster's expert against the training record.
     """
     main = load_checkpoint(systems[recipe.kind] / WEIGHTS_FILE)
@@ -55,22 +61,80 @@ def publish(
         comparisons[system] = other.record
         for name, tensor in other.tensors.items():
             tensors[name.replace("shared.", f"{system}.", 1)] = tensor
-    tensors["clusters.centroids"] = torch.from_numpy(centroids)
-    tensors["clusters.counts"] = torch.from_numpy(counts)
+    if expert is not None:
+        tensors = {name.replace(f"experts.{expert}.", "shared.", 1): t for name, t in tensors.items()}
+    kind = recipe.kind if expert is None else "slm"
+    manifest, carried = _describe(recipe, recipe.name, kind, pieces, centroids, counts, embedder_folder)
+    tensors |= carried
+    manifest["training"] |= {
+        "learning_rate": recipe.pretraining.learning_rate,
+        "rows_per_step": recipe.pretraining.rows_per_step,
+        "comparison": comparisons,
+        **main.record,
+        **(record or {}),
+    }
+    if recipe.projection is not None:
+        manifest["projection"] = {
+            "capacity": recipe.projection.capacity,
+            "expert_size": recipe.projection.expert_size,
+            "linears": feed_forward_linears(build_slm(recipe.model, "meta"), recipe.projection.layers),
+        }
+    cluster = int(np.argmax(counts)) if expert is None else expert
+    return _write(
+        out, manifest, tensors, key, say, lambda staged: _check_as_owner(staged, key, heldout, cluster)
+    )
+
+
+def publish_replay(
+    recipe: Recipe,
+    pieces: bytes,
+    centroids: np.ndarray,
+    counts: np.ndarray,
+    windows: Windows,
+    out: Path,
+    key: SigningKey,
+    embedder_folder: Path | None,
+    say: Say,
+) -> Path:
+    """Write `<name>-replay.st`, a sample of the training windows of each cluster; return its path."""
+    assert recipe.replay is not None
+    chosen = sample_replay(windows, recipe.replay.windows_per_cluster, recipe.seed)
+    name = f"{recipe.name}-replay"
+    manifest, tensors = _describe(recipe, name, "replay", pieces, centroids, counts, embedder_folder)
+    manifest["replay"] = {"tokens": chosen.n_tokens, "windows": len(chosen)}
+    return _write(
+        out, manifest, tensors | replay_tensors(chosen), key, say, lambda staged: _reopen(staged, key)
+    )
+
+
+def _describe(
+    recipe: Recipe,
+    name: str,
+    kind: str,
+    pieces: bytes,
+    centroids: np.ndarray,
+    counts: np.ndarray,
+    embedder_folder: Path | None,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return what every kind of bundle has: its manifest's fields, clusters and carried files."""
+    tensors = {
+        "clusters.centroids": torch.from_numpy(centroids),
+        "clusters.counts": torch.from_numpy(counts),
+    }
     files = {"tokenizer.json": pieces}
     if recipe.embedder == "files":
         files["embedder.safetensors"], files["embedder-vocab.txt"] = find_embedder_files(embedder_folder)
-    for name, content in files.items():
-        tensors[f"files.{name}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    for file, content in files.items():
+        tensors[f"files.{file}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     manifest: dict[str, Any] = {
-        "name": recipe.name,
+        "name": name,
         "version": recipe.version,
         "created": recipe.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "license": recipe.license,
-        "kind": recipe.kind,
+        "kind": kind,
         "model": recipe.model.to_dict(),
-        "n_experts": 1 if recipe.kind == "slm" else recipe.clustering.n_clusters,
-        "comparison": list(recipe.comparison),
+        "n_experts": 1 if kind in ("slm", "replay") else recipe.clustering.n_clusters,
+        "comparison": list(recipe.comparison) if kind in ("pn", "mix") else [],
         "tokenizer": {"type": "unigram", "file": "tokenizer.json"},
         "embedder": {
             "name": NAME,
@@ -84,25 +148,28 @@ def publish(
             "corpus": recipe.corpus.description,
             "sources": [dict(source) for source in recipe.corpus.sources],
             "seed": recipe.seed,
-            "learning_rate": recipe.pretraining.learning_rate,
-            "rows_per_step": recipe.pretraining.rows_per_step,
-            "comparison": comparisons,
-            **main.record,
         },
     }
-    if recipe.projection is not None:
-        manifest["projection"] = {
-            "capacity": recipe.projection.capacity,
-            "expert_size": recipe.projection.expert_size,
-            "linears": feed_forward_linears(build_slm(recipe.model, "meta"), recipe.projection.layers),
-        }
-    path = out / f"{recipe.name}.st"
-    staged = out / f".{recipe.name}.unchecked"
-    for stale in out.glob(f".*{recipe.name}.unchecked*"):
+    return manifest, tensors
+
+
+def _write(
+    out: Path,
+    manifest: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    key: SigningKey,
+    say: Say,
+    check: Callable[[Path], None],
+) -> Path:
+    """Write `<name>.st` under another name, check it, rename it; write the public key beside it."""
+    name = manifest["name"]
+    path = out / f"{name}.st"
+    staged = out / f".{name}.unchecked"
+    for stale in out.glob(f".*{name}.unchecked*"):
         stale.unlink()  # of a killed release
     try:
         write_bundle(staged, manifest, tensors, key)
-        _check_as_owner(staged, key, heldout, int(np.argmax(counts)))
+        check(staged)
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
@@ -112,6 +179,11 @@ def publish(
     path.chmod(0o644)
     say(f"{'bundle':<12} {path} · {path.stat().st_size:,} bytes · key {key.public_key.key_id}")
     return path
+
+
+def _reopen(path: Path, key: SigningKey) -> None:
+    with open_bundle(path, [key.public_key]) as bundle:
+        bundle.verify_all()
 
 
 def _check_as_owner(path: Path, key: SigningKey, heldout: Windows, cluster: int) -> None:

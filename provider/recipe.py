@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import PlanearlyError, RecipeError
-from shared.manifest import KINDS, MAX_CAPACITY, MAX_CLUSTERS, MAX_EXPERT_SIZE, MAX_VERSION, NAME_PATTERN
+from shared.manifest import (
+    MAX_CAPACITY,
+    MAX_CLUSTERS,
+    MAX_EXPERT_SIZE,
+    MAX_REPLAY_VOCAB,
+    MAX_VERSION,
+    MODEL_KINDS,
+    NAME_PATTERN,
+)
 from shared.slm import PRESETS, SlmConfig
 from shared.training import TrainConfig
 
@@ -61,6 +69,21 @@ class ProjectionConfig:
     """m: components of an expert vector."""
     layers: tuple[int, ...] = ()
     """Transformer layers whose feed-forward is projected; none named: all."""
+    mixing: str = "learned"
+    """"identity": h = k = m and both E and M fixed to the identity, the paper's hard mixture but over a
+    shared trunk (§2.5): the baseline that tells what the projection itself does."""
+    mixed_fraction: float = 0.0
+    """Share of microbatches that train a random point between experts, on windows drawn to match. Ours."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """A replay pack beside the bundle: windows for owners who continue pretraining. Ours."""
+
+    windows_per_cluster: int
+    """Windows of each cluster, or all of a smaller one; the same file for every owner."""
+    n_clusters: int = 0
+    """Clusters of the pack; 0: those of the bundle. §3.2 uses 1,024 for importance sampling."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,7 @@ class Recipe:
     pretraining: TrainConfig
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     projection: ProjectionConfig | None = None
+    replay: ReplayConfig | None = None
     weights: str = "bfloat16"
     """Stored type of the weights: bfloat16 or float32."""
     embedder: str = "digest"
@@ -141,7 +165,11 @@ def read_recipe(path: Path) -> Recipe:
             "clustering": _section(ClusteringConfig, entries.pop("clustering", None), "clustering"),
             "pretraining": _section(TrainConfig, entries.pop("pretraining", None), "pretraining"),
         }
-        for name, kind in (("tokenizer", TokenizerConfig), ("projection", ProjectionConfig)):
+        for name, kind in (
+            ("tokenizer", TokenizerConfig),
+            ("projection", ProjectionConfig),
+            ("replay", ReplayConfig),
+        ):
             if name in entries:
                 sections[name] = _section(kind, entries.pop(name), name)
         recipe: Recipe = _section(Recipe, entries | sections, "recipe")
@@ -152,8 +180,8 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    if recipe.kind not in KINDS:
-        raise RecipeError(f"kind is {recipe.kind!r}", hint=f"one of: {', '.join(KINDS)}")
+    if recipe.kind not in MODEL_KINDS:
+        raise RecipeError(f"kind is {recipe.kind!r}", hint=f"one of: {', '.join(MODEL_KINDS)}")
     if (recipe.kind == "pn") != (recipe.projection is not None):
         raise RecipeError("a [projection] section belongs to kind pn, and only to it")
     if set(recipe.comparison) - {"slm"} or (recipe.kind == "slm" and recipe.comparison):
@@ -181,9 +209,29 @@ def _check(recipe: Recipe) -> None:
             ("projection.capacity", recipe.projection.capacity, 1, MAX_CAPACITY),
             ("projection.expert_size", recipe.projection.expert_size, 1, MAX_EXPERT_SIZE),
         ]
+        if recipe.projection.mixing not in ("learned", "identity"):
+            raise RecipeError(
+                f"projection.mixing is {recipe.projection.mixing!r}, expected learned or identity"
+            )
+        sizes = {recipe.projection.capacity, recipe.projection.expert_size, recipe.clustering.n_clusters}
+        if recipe.projection.mixing == "identity" and (len(sizes) > 1 or recipe.projection.mixed_fraction):
+            raise RecipeError(
+                "projection.mixing identity needs capacity and expert_size equal to clustering.n_clusters,"
+                " and no mixed_fraction"
+            )
+        if not 0 <= recipe.projection.mixed_fraction <= 1:
+            raise RecipeError(
+                f"projection.mixed_fraction is {recipe.projection.mixed_fraction}, expected 0 to 1"
+            )
         for layer in recipe.projection.layers:
             if type(layer) is not int or not 0 <= layer < recipe.model.n_layers:
                 raise RecipeError(f"projection.layers: {layer!r} of {recipe.model.n_layers} layers")
+    if recipe.replay is not None:
+        limits += [
+            ("replay.windows_per_cluster", recipe.replay.windows_per_cluster, 1, 2**40),
+            ("replay.n_clusters", recipe.replay.n_clusters, 0, MAX_CLUSTERS),
+            ("model.vocab_size", recipe.model.vocab_size, 1, MAX_REPLAY_VOCAB),
+        ]
     for name, value, least, most in limits:
         if not least <= value <= most:
             raise RecipeError(f"{name} is {value}, expected {least} to {most}")

@@ -1,7 +1,8 @@
 """The provider's story in one function: corpus, tokenizer, clusters, pretraining, signed bundle."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 from provider.clustering import embed_part, fit_centroids, sample_windows, write_sorted
 from provider.corpus import CorpusFile, list_corpus, train_tokenizer, write_part
 from provider.pretraining import load_windows, pretrain
-from provider.publishing import publish
-from provider.recipe import Recipe
+from provider.publishing import publish, publish_replay
+from provider.recipe import ClusteringConfig, Recipe
 from provider.signing import SigningKey
 from provider.stages import Stage, run_stage
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
-from shared.errors import DocumentsError
+from shared.errors import DocumentsError, RecipeError
 from shared.files import write_atomic, write_json
+from shared.importance import importance_weights
+from shared.request import centroids_digest, read_request
 from shared.tokenizer import build_tokenizer, read_pieces, write_pieces
 from shared.training import Say
 
@@ -87,7 +90,8 @@ def _cut_part(folder: Path, number: int, file: CorpusFile, *rest: Any) -> dict[s
 
 
 def cluster_corpus(
-    recipe: Recipe,
+    clustering: ClusteringConfig,
+    seed: int,
     work: Path,
     tokenizer_stage: Stage,
     corpus_stage: Stage,
@@ -118,14 +122,14 @@ def cluster_corpus(
 
     def fit(folder: Path) -> dict[str, Any]:
         parts = [load_part(number) for number in range(n_parts)]
-        n_clusters = recipe.clustering.n_clusters
-        sample = sample_windows(parts, recipe.clustering.fit_windows, recipe.seed)
+        n_clusters = clustering.n_clusters
+        sample = sample_windows(parts, clustering.fit_windows, seed)
         if len(sample) < n_clusters:
             raise DocumentsError(
                 f"{len(sample)} training windows for {n_clusters} clusters",
                 hint="use more text, or a smaller clustering.n_clusters",
             )
-        centroids = fit_centroids(sample, n_clusters, recipe.clustering.n_init, recipe.seed)
+        centroids = fit_centroids(sample, n_clusters, clustering.n_init, seed)
         with write_atomic(folder / CENTROIDS_FILE) as out:
             np.save(out, centroids)
         counts = np.zeros(n_clusters, np.int64)
@@ -143,10 +147,10 @@ def cluster_corpus(
         "clusters",
         {
             "embeddings": embedding_stage.digest,
-            "n_clusters": recipe.clustering.n_clusters,
-            "fit_windows": recipe.clustering.fit_windows,
-            "n_init": recipe.clustering.n_init,
-            "seed": recipe.seed,
+            "n_clusters": clustering.n_clusters,
+            "fit_windows": clustering.fit_windows,
+            "n_init": clustering.n_init,
+            "seed": seed,
         },
         fit,
     )
@@ -177,9 +181,19 @@ def tell(say: Say, name: str, stage: Stage, text: str) -> None:
 
 
 def pretrain_system(
-    recipe: Recipe, system: str, work: Path, sorting_stage: Stage, device: str, say: Say
+    recipe: Recipe,
+    system: str,
+    work: Path,
+    sorting_stage: Stage,
+    device: str,
+    say: Say,
+    weights_K: np.ndarray | None = None,
+    experts: Sequence[int] = (),
 ) -> Stage:
-    """Pretrain one system, or skip it when it is done; systems of one corpus share nothing but it."""
+    """Pretrain one system, or skip it when it is done; systems of one corpus share nothing but it.
+
+    `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone.
+    """
     inputs: dict[str, Any] = {
         "sorted": sorting_stage.digest,
         "system": system,
@@ -190,6 +204,10 @@ def pretrain_system(
     }
     if system == "pn" and recipe.projection is not None:
         inputs["projection"] = asdict(recipe.projection)
+    if weights_K is not None:
+        inputs["weights_of_clusters"] = weights_K.tolist()
+    if experts:
+        inputs["experts"] = list(experts)
     stage = run_stage(
         work,
         f"pretrain-{system}",
@@ -201,6 +219,8 @@ def pretrain_system(
             folder,
             device,
             lambda line: say(f"{'pretrain-' + system:<12} {line}"),
+            weights_K,
+            experts,
         ),
     )
     tell(
@@ -221,30 +241,99 @@ def release(
     say: Say,
     device: str = "auto",
     embedder_folder: Path | None = None,
+    request_path: Path | None = None,
+    expert: int | None = None,
 ) -> Path:
     """Run every stage that is not done yet and write `<out>/<name>.st` and `<out>/provider.pub`.
 
-    The same corpus, recipe and key give the same bytes on one CPU, killed on the way or not.
+    With a request, kind slm is pretrained by importance sampling for the owner who wrote it (SLM-is, §2.4).
+    With an expert, that one of kind mix is trained alone and published as one model (Fig. 8). A recipe with
+    [replay] gets `<out>/<name>-replay.st` too. The same corpus, recipe and key give the same bytes on one
+    CPU, killed on the way or not.
     Raises DocumentsError, RecipeError, CheckpointError, BundleError, OSError; finished stages stay.
     """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer, cut, n_parts = prepare_corpus(recipe, corpus, work, say)
-    clusters, windows = cluster_corpus(recipe, work, tokenizer, cut, n_parts, device, embedder_folder, say)
+
+    def cluster(clustering: ClusteringConfig) -> tuple[Stage, Stage]:
+        return cluster_corpus(
+            clustering, recipe.seed, work, tokenizer, cut, n_parts, device, embedder_folder, say
+        )
+
+    clusters, windows = cluster(recipe.clustering)
+    counts_K, centroids_KW = read_clusters(clusters)
+    weights_K, record = None, dict[str, Any]()
+    if request_path is not None:
+        weights_K, record = _weights_of_request(recipe, request_path, centroids_KW, counts_K)
+    if expert is not None:
+        recipe = _alone(recipe, expert)
+    experts = () if expert is None else (expert,)
     systems = {
-        system: pretrain_system(recipe, system, work, windows, device, say)
+        system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts)
         for system in (recipe.kind, *recipe.comparison)
     }
     out.mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {
+        "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
+        "out": out,
+        "key": key,
+        "embedder_folder": embedder_folder,
+        "say": say,
+    }
     path = publish(
         recipe,
-        pieces=(tokenizer.folder / PIECES_FILE).read_bytes(),
-        centroids=np.load(clusters.folder / CENTROIDS_FILE),
-        counts=np.asarray(clusters.report["counts"], np.int64),
+        centroids=centroids_KW,
+        counts=counts_K,
         systems={system: stage.folder for system, stage in systems.items()},
         heldout=load_windows(windows.folder, "heldout", recipe.clustering.n_clusters),
-        out=out,
-        key=key,
-        embedder_folder=embedder_folder,
-        say=say,
+        expert=expert,
+        record=record,
+        **common,
     )
+    if recipe.replay is not None:
+        n_clusters = recipe.replay.n_clusters or recipe.clustering.n_clusters
+        clusters, windows = cluster(replace(recipe.clustering, n_clusters=n_clusters))
+        counts_K, centroids_KW = read_clusters(clusters)
+        publish_replay(
+            recipe,
+            centroids=centroids_KW,
+            counts=counts_K,
+            windows=load_windows(windows.folder, "train", n_clusters),
+            **common,
+        )
     return path
+
+
+def read_clusters(clusters: Stage) -> tuple[np.ndarray, np.ndarray]:
+    """Return a clustering stage's generic histogram (K,) int64 and centroids (K, W) float32."""
+    counts_K = np.asarray(clusters.report["counts"], np.int64)
+    return counts_K, np.load(clusters.folder / CENTROIDS_FILE)
+
+
+def _weights_of_request(
+    recipe: Recipe, path: Path, centroids_KW: np.ndarray, counts_K: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return importance weights from an owner's request, and what the bundle says of it: its digest."""
+    if recipe.kind != "slm":
+        raise RecipeError(
+            f"kind is {recipe.kind!r}, expected slm with a histogram request",
+            hint="importance sampling trains one model for one owner (§2.4)",
+        )
+    request, digest = read_request(path)
+    if request.centroids_sha256 != centroids_digest(centroids_KW):
+        raise RecipeError(
+            f"{path}: its counts are of the clustering {request.centroids_sha256[:16]}..., expected"
+            f" {centroids_digest(centroids_KW)[:16]}...",
+            hint="the request must be made with a bundle or pack of this recipe's clustering",
+        )
+    return importance_weights(request.histogram(), counts_K), {"request_sha256": digest}
+
+
+def _alone(recipe: Recipe, expert: int) -> Recipe:
+    """Return the recipe of one expert of a mixture, published as one model."""
+    n_clusters = recipe.clustering.n_clusters
+    if recipe.kind != "mix":
+        raise RecipeError(f"kind is {recipe.kind!r}, expected mix to train one expert alone")
+    if not 0 <= expert < n_clusters:
+        raise RecipeError(f"expert {expert} of {n_clusters}: there is none of that number")
+    return replace(recipe, name=f"{recipe.name}-expert{expert}", comparison=())

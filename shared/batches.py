@@ -2,8 +2,9 @@
 
 Windows are packed whole into rows of context_tokens tokens, each row from one cluster, so that little
 is padding and no window is cropped. The sampler is a pure function of (seed, step): resuming needs no
-state but the step. Attention never crosses from one window of a row to the next: positions start again
-at 0 in each, from which transformers builds a block-diagonal mask.
+state but the step. It follows the corpus' own histogram, or any other (importance sampling, §2.4).
+Attention never crosses from one window of a row to the next: positions start again at 0 in each, from
+which transformers builds a block-diagonal mask.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,18 @@ IGNORED = -100
 """Label of a padding token: torch's cross entropy leaves it out."""
 OPEN_ROWS = 32
 """Rows that packing keeps open at a time; more would save little padding and cost time."""
+LEAST_BLOCKS = 4096
+"""Blocks of a resampled epoch at least: a cluster with less than half of one's share is left out."""
+MIXED_CLUSTERS = 4
+"""Clusters in a mixed block at most, each number from 2 equally likely. Ours."""
+
+Mixture = tuple[tuple[int, float], ...]
+"""A point between experts: (cluster, weight) pairs by cluster, the weights summing to 1."""
+
+
+def alone(cluster: int) -> Mixture:
+    """Return the point of one cluster's own expert."""
+    return ((cluster, 1.0),)
 
 
 @dataclass(frozen=True)
@@ -72,14 +85,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Rows of one cluster, ready for the model; all (B, S) int64, S the longest row's tokens."""
+    """Rows of one point between experts for the model; all (B, S) int64, S the longest row's tokens."""
 
-    cluster: int
+    mixture: Mixture
+    """Whose weights the rows go through, and whose windows they are: nearly always one cluster's."""
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
     n_tokens: int
     """Tokens predicted: every token of every window, once."""
+
+    @property
+    def cluster(self) -> int:
+        """The cluster of the largest weight."""
+        return max(self.mixture, key=lambda pair: (pair[1], -pair[0]))[0]
 
 
 def pack_rows(windows: Windows, context_tokens: int) -> Rows:
@@ -115,8 +134,10 @@ def pack_rows(windows: Windows, context_tokens: int) -> Rows:
     )
 
 
-def collate(windows: Windows, rows: Rows, chosen: Sequence[int]) -> Microbatch:
-    """Build the tensors of some rows of one cluster.
+def collate(
+    windows: Windows, rows: Rows, chosen: Sequence[int], mixture: Mixture | None = None
+) -> Microbatch:
+    """Build the tensors of some rows; without a mixture, all are of the first one's cluster.
 
     A window w_1..w_n becomes inputs <s>, w_1..w_(n-1) and labels w_1..w_n, so that each of its tokens is
     predicted once. Padding repeats the rule of a window of its own, with labels ignored.
@@ -139,7 +160,7 @@ def collate(windows: Windows, rows: Rows, chosen: Sequence[int]) -> Microbatch:
         n_tokens += place
         positions[index, place:] = np.arange(longest - place)
     return Microbatch(
-        cluster=int(rows.cluster[chosen[0]]),
+        mixture=mixture or alone(int(rows.cluster[chosen[0]])),
         input_ids=torch.from_numpy(inputs),
         position_ids=torch.from_numpy(positions),
         labels=torch.from_numpy(labels),
@@ -150,9 +171,12 @@ def collate(windows: Windows, rows: Rows, chosen: Sequence[int]) -> Microbatch:
 class Sampler:
     """The microbatches of each optimizer step, a pure function of (seed, step).
 
-    An epoch shuffles the rows of each cluster, groups them into single-cluster blocks of
-    rows_per_microbatch and shuffles the blocks; steps take consecutive blocks of the endless sequence of
-    epochs. Clusters are thus drawn in proportion to their size, and every window once per epoch.
+    Steps take consecutive blocks, each rows_per_microbatch rows of one cluster, of an endless sequence of
+    shuffled epochs. A cluster's blocks go through all of its rows, shuffled, before any comes again.
+    Without `weights` an epoch is every row once. With them, P(cluster) of its rows is multiplied by the
+    cluster's weight: w = P(c | spec) / P(c | generic) gives the importance sampling of §2.4.
+    A `mixed_fraction` of blocks is drawn from 2 to MIXED_CLUSTERS clusters in a random ratio, and goes
+    through the weights of the same ratio (the idea of Soup-of-Experts, arXiv 2502.01804).
     """
 
     def __init__(
@@ -162,34 +186,79 @@ class Sampler:
         rows_per_step: int,
         rows_per_microbatch: int,
         seed: int,
+        weights: np.ndarray | None = None,
+        mixed_fraction: float = 0.0,
     ) -> None:
-        """Pack the windows; costs O(windows)."""
+        """Pack the windows; costs O(windows). `weights` (n_clusters,) are 0 or more, by cluster."""
         self.windows = windows
         self.rows = pack_rows(windows, context_tokens)
         self.rows_per_microbatch = rows_per_microbatch
         self.blocks_per_step = rows_per_step // rows_per_microbatch
         self.seed = seed
+        self.mixed_fraction = mixed_fraction
+        self._by_cluster = {
+            int(c): np.flatnonzero(self.rows.cluster == c) for c in np.unique(self.rows.cluster)
+        }
+        self._blocks = {c: -(-len(rows) // rows_per_microbatch) for c, rows in self._by_cluster.items()}
+        self._quota = self._blocks if weights is None else _apportion(self._by_cluster, weights)
+        self._n_blocks = sum(self._quota.values())
         self._epoch = lru_cache(maxsize=2)(self._shuffle_epoch)
+        self._pass = lru_cache(maxsize=4096)(self._shuffle_cluster)
 
-    def _shuffle_epoch(self, epoch: int) -> list[np.ndarray]:
-        generator = np.random.default_rng([self.seed, epoch])
-        blocks: list[np.ndarray] = []
-        for cluster in np.unique(self.rows.cluster):
-            rows = generator.permutation(np.flatnonzero(self.rows.cluster == cluster))
-            blocks += [
-                rows[start : start + self.rows_per_microbatch]
-                for start in range(0, len(rows), self.rows_per_microbatch)
-            ]
-        return [blocks[i] for i in generator.permutation(len(blocks))]
+    def _shuffle_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return each block's cluster, and how many blocks of it come before in this epoch."""
+        clusters = np.repeat(list(self._quota), list(self._quota.values()))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(clusters)
+        before = np.zeros(len(order), np.int64)
+        for cluster, quota in self._quota.items():
+            before[order == cluster] = np.arange(quota)
+        return order, before
+
+    def _shuffle_cluster(self, cluster: int, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 1, cluster, number]).permutation(self._by_cluster[cluster])
+
+    def _block(self, index: int) -> Microbatch:
+        epoch, place = divmod(index, self._n_blocks)
+        order, before = self._epoch(epoch)
+        cluster = int(order[place])
+        number, block = divmod(epoch * self._quota[cluster] + int(before[place]), self._blocks[cluster])
+        start = block * self.rows_per_microbatch
+        rows = self._pass(cluster, number)[start : start + self.rows_per_microbatch]
+        generator = np.random.default_rng([self.seed, 2, index])
+        if self.mixed_fraction == 0 or generator.random() >= self.mixed_fraction or len(self._quota) < 2:
+            return collate(self.windows, self.rows, rows.tolist())
+        return self._mixed_block(cluster, generator)
+
+    def _mixed_block(self, cluster: int, generator: np.random.Generator) -> Microbatch:
+        others = np.asarray([c for c in self._quota if c != cluster])
+        shares = np.asarray([self._quota[c] for c in others], float)
+        n_others = min(int(generator.integers(1, MIXED_CLUSTERS)), int(np.count_nonzero(shares)))
+        chosen = generator.choice(others, n_others, replace=False, p=shares / shares.sum())
+        clusters = sorted([cluster, *chosen.tolist()])
+        ratio = generator.dirichlet(np.ones(len(clusters)))
+        drawn = generator.choice(np.asarray(clusters), self.rows_per_microbatch, p=ratio)
+        rows = [int(generator.choice(self._by_cluster[int(c)])) for c in drawn]
+        return collate(self.windows, self.rows, rows, tuple(zip(clusters, ratio.tolist(), strict=True)))
 
     def step(self, step: int) -> list[Microbatch]:
         """Return the microbatches of optimizer step `step`, counted from 0."""
-        n_blocks = len(self._epoch(0))
-        chosen = range(step * self.blocks_per_step, (step + 1) * self.blocks_per_step)
-        return [
-            collate(self.windows, self.rows, self._epoch(i // n_blocks)[i % n_blocks].tolist())
-            for i in chosen
-        ]
+        return [self._block(step * self.blocks_per_step + i) for i in range(self.blocks_per_step)]
+
+    def passes(self, n_steps: int) -> dict[int, float]:
+        """Return how often n_steps go through each cluster's rows; over 1 they repeat (App. D.1)."""
+        epochs = n_steps * self.blocks_per_step / self._n_blocks
+        return {c: epochs * self._quota[c] / self._blocks[c] for c in self._quota}
+
+
+def _apportion(by_cluster: dict[int, np.ndarray], weights: np.ndarray) -> dict[int, int]:
+    """Return whole blocks per cluster in proportion to rows times weight, by largest remainders."""
+    clusters = list(by_cluster)
+    mass = np.asarray([len(by_cluster[c]) * float(weights[c]) for c in clusters])
+    exact = mass / mass.sum() * max(LEAST_BLOCKS, len(clusters))
+    quota = np.floor(exact).astype(int)
+    short = round(exact.sum()) - int(quota.sum())
+    quota[np.argsort(quota - exact, kind="stable")[:short]] += 1
+    return {c: int(n) for c, n in zip(clusters, quota, strict=True) if n}
 
 
 def all_microbatches(windows: Windows, context_tokens: int, rows_per_microbatch: int) -> Iterator[Microbatch]:

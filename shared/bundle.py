@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from shared.contents import COUNTS, check_counts, check_tensors, expected_tensors, is_finite, lay_out
+from shared.contents import INTEGERS, check_integers, check_tensors, expected_tensors, is_finite, lay_out
 from shared.envelope import MEDIA_TYPE, header_bytes, parse_envelope, parse_header
 from shared.errors import BundleError, SignatureError
 from shared.files import write_atomic
@@ -90,7 +90,7 @@ class Bundle:
         self._check(name, entry, memoryview(buffer))
         tensor = torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
         with _step(self.path, "values"):
-            check_counts(name, tensor, self.manifest.corpus_windows)
+            check_integers(name, tensor, self.manifest)
         return tensor
 
     def file(self, name: str) -> bytes:
@@ -105,7 +105,7 @@ class Bundle:
         total = self.size_bytes - self._data_start
         for name in self.names:
             entry = self._entry(name)
-            if name == COUNTS:
+            if name in INTEGERS:
                 self.tensor(name)
             else:
                 self._check(name, entry, None)
@@ -272,7 +272,9 @@ def write_bundle(path: Path, manifest: dict[str, Any], tensors: Mapping[str, Sou
     with _step(path, "tensors"):
         check_tensors(parsed)
     with _step(path, "values"):
-        check_counts(COUNTS, _load(tensors[COUNTS]), parsed.corpus_windows)
+        for name in tensors:
+            if name in INTEGERS:
+                check_integers(name, _load(tensors[name]), parsed)
     public, signature = key.public_key, key.sign(pae(MEDIA_TYPE, payload))
     _verify(path, payload, public.key_id, signature, [public])
     header = header_bytes(parsed, payload, public.key_id, signature)

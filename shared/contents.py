@@ -22,6 +22,7 @@ FILES = {
 }
 """Files that a bundle may carry as tensors, and the most bytes of each."""
 CENTROIDS, COUNTS = "clusters.centroids", "clusters.counts"
+REPLAY_TOKENS, REPLAY_LENGTHS, REPLAY_CLUSTERS = "replay.tokens", "replay.lengths", "replay.clusters"
 
 
 class Expected(NamedTuple):
@@ -59,7 +60,8 @@ def expected_tensors(manifest: Manifest) -> dict[str, Expected]:
                 f"projection.linears is {quote(manifest.linears)}, expected names of the model's"
                 " nn.Linear modules in module order"
             )
-    copies = (manifest.n_experts if manifest.kind == "mix" else 1) + len(manifest.comparison)
+    n_models = {"mix": manifest.n_experts, "replay": 0}.get(manifest.kind, 1)
+    copies = n_models + len(manifest.comparison)
     if copies * len(shapes) > MAX_TENSORS:
         raise Malformed(f"{copies} models of {len(shapes)} tensors, over {MAX_TENSORS}")
     found: dict[str, Expected] = {}
@@ -72,6 +74,10 @@ def expected_tensors(manifest: Manifest) -> dict[str, Expected]:
     if manifest.kind == "mix":
         for expert in range(manifest.n_experts):
             add(f"experts.{expert}.")
+    elif manifest.kind == "replay":
+        found[REPLAY_TOKENS] = Expected(("U16",), (manifest.replay_tokens,))
+        for name in (REPLAY_LENGTHS, REPLAY_CLUSTERS):
+            found[name] = Expected(("I64",), (manifest.replay_windows,))
     else:
         add("shared.", manifest.linears)
     for system in manifest.comparison:
@@ -133,12 +139,36 @@ def check_tensors(manifest: Manifest) -> None:
 
 def is_finite(part: memoryview, dtype: str) -> bool:
     """Return whether bytes of this type hold neither NaN nor an infinity; integers never do."""
+    if not DTYPES[dtype].is_floating_point:
+        return True
     return bool(torch.frombuffer(part, dtype=DTYPES[dtype]).isfinite().all())
 
 
-def check_counts(name: str, tensor: torch.Tensor, corpus_windows: int) -> None:
-    """Refuse a generic histogram of negative counts or of another sum; other tensors pass."""
+INTEGERS = (COUNTS, REPLAY_TOKENS, REPLAY_LENGTHS, REPLAY_CLUSTERS)
+"""Tensors whose values have rules of their own (§8, values)."""
+
+
+def check_integers(name: str, tensor: torch.Tensor, manifest: Manifest) -> None:
+    """Refuse a generic histogram of negative counts or another sum, and windows that are none.
+
+    Other tensors than INTEGERS pass.
+    """
     if name == COUNTS:
         counts = tensor.tolist()
-        if min(counts) < 0 or sum(counts) != corpus_windows:
-            raise Malformed(f"{COUNTS} are not counts that sum to {corpus_windows}")
+        if min(counts) < 0 or sum(counts) != manifest.corpus_windows:
+            raise Malformed(f"{COUNTS} are not counts that sum to {manifest.corpus_windows}")
+    elif name == REPLAY_TOKENS:
+        if int(tensor.to(torch.int32).max()) >= manifest.model.vocab_size:
+            raise Malformed(f"{REPLAY_TOKENS} holds a token beyond {manifest.model.vocab_size} pieces")
+    elif name == REPLAY_LENGTHS:
+        context = manifest.model.context_tokens
+        if (
+            int(tensor.min()) < 1
+            or int(tensor.max()) > context
+            or int(tensor.sum()) != manifest.replay_tokens
+        ):
+            raise Malformed(
+                f"{REPLAY_LENGTHS} are not lengths of 1 to {context} that sum to {manifest.replay_tokens}"
+            )
+    elif name == REPLAY_CLUSTERS and (int(tensor.min()) < 0 or int(tensor.max()) >= manifest.n_clusters):
+        raise Malformed(f"{REPLAY_CLUSTERS} names a cluster that is not one of {manifest.n_clusters}")

@@ -44,7 +44,9 @@ FIELDS = (
     "training",
     "tensors",
 )
-"""Fields of every manifest; kind pn has `projection` too, and any may have more that begin with x-."""
+"""Fields of every manifest; kinds pn and replay have one more (EXTRA_FIELDS), and any may have some that
+begin with x-."""
+EXTRA_FIELDS = {"pn": "projection", "replay": "replay"}
 TRAINING_FIELDS = (
     "corpus",
     "sources",
@@ -57,18 +59,26 @@ TRAINING_FIELDS = (
     "rows_per_step",
 )
 """Fields that `training` has at least."""
-KINDS = ("pn", "mix", "slm")
+REPLAY_TRAINING_FIELDS = ("corpus", "sources", "seed")
+"""Those of kind replay, in which nothing was trained."""
+MODEL_KINDS = ("pn", "mix", "slm")
+KINDS = (*MODEL_KINDS, "replay")
+"""What a bundle holds: models, or windows of the generic corpus to continue pretraining on."""
 COMPARISONS = ("slm",)
 DTYPES: dict[str, torch.dtype] = {
     "I64": torch.int64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    "U16": torch.uint16,
     "U8": torch.uint8,
 }
 """Types by their safetensors name, in the order in which tensors lie in a file."""
 
 MAX_TENSORS = 16_384
+MAX_REPLAY_TOKENS = 2**34
+MAX_REPLAY_VOCAB = 2**16
+"""A pack's tokens are U16."""
 MAX_CLUSTERS = 65_536
 MAX_CAPACITY = 65_536
 MAX_EXPERT_SIZE = 65_536
@@ -113,7 +123,7 @@ class Manifest:
     kind: str
     model: SlmConfig
     n_experts: int
-    """k of the paper; 1 for kind slm."""
+    """k of the paper; 1 for kinds slm and replay."""
     capacity: int
     """h of the paper; 0 unless kind is pn."""
     expert_size: int
@@ -124,6 +134,10 @@ class Manifest:
     embedder: EmbedderEntry
     n_clusters: int
     corpus_windows: int
+    replay_tokens: int
+    """0 unless kind is replay."""
+    replay_windows: int
+    """0 unless kind is replay."""
     tensors: dict[str, TensorEntry]
     raw: dict[str, Any]
 
@@ -146,19 +160,27 @@ def parse_manifest(payload: bytes) -> Manifest:
     if kind not in KINDS:
         raise Malformed(f"kind is {quote(kind)}, expected one of: {', '.join(KINDS)}")
     known = {name: value for name, value in raw.items() if not name.startswith("x-")}
-    fields = [*FIELDS, "projection"] if kind == "pn" else FIELDS
-    check_object(known, "top level", fields)
+    extra = [EXTRA_FIELDS[kind]] if kind in EXTRA_FIELDS else []
+    check_object(known, "top level", [*FIELDS, *extra])
     embedder = _embedder(raw["embedder"])
     clusters = check_object(raw["clusters"], "clusters", ["n", "corpus_windows"])
     n_clusters = check_integer(clusters["n"], "clusters.n", 1, MAX_CLUSTERS)
     n_experts = check_integer(raw["n_experts"], "n_experts", 1, MAX_CLUSTERS)
-    if n_experts != (1 if kind == "slm" else n_clusters):
+    is_single = kind in ("slm", "replay")
+    if n_experts != (1 if is_single else n_clusters):
         raise Malformed(
             f"n_experts is {n_experts}, expected"
-            f" {'1 for kind slm' if kind == 'slm' else f'{n_clusters}, as clusters.n'}"
+            f" {f'1 for kind {kind}' if is_single else f'{n_clusters}, as clusters.n'}"
         )
     _tokenizer(raw["tokenizer"])
-    _training(raw["training"], n_clusters)
+    _training(raw["training"], n_clusters, kind)
+    model = _model(raw["model"])
+    replay = {"tokens": 0, "windows": 0}
+    if kind == "replay":
+        replay = check_object(raw["replay"], "replay", list(replay))
+        check_integer(replay["tokens"], "replay.tokens", 1, MAX_REPLAY_TOKENS)
+        check_integer(replay["windows"], "replay.windows", 1, replay["tokens"])
+        check_integer(model.vocab_size, "model.vocab_size of a replay pack", 1, MAX_REPLAY_VOCAB)
     projection: dict[str, Any] = {"capacity": 0, "expert_size": 0, "linears": []}
     if kind == "pn":
         projection = check_object(raw["projection"], "projection", list(projection))
@@ -172,7 +194,7 @@ def parse_manifest(payload: bytes) -> Manifest:
         created=_created(raw["created"]),
         license=check_text(raw["license"], "license", MAX_TEXT_CHARACTERS),
         kind=kind,
-        model=_model(raw["model"]),
+        model=model,
         n_experts=n_experts,
         capacity=projection["capacity"],
         expert_size=projection["expert_size"],
@@ -181,6 +203,8 @@ def parse_manifest(payload: bytes) -> Manifest:
         embedder=embedder,
         n_clusters=n_clusters,
         corpus_windows=check_integer(clusters["corpus_windows"], "clusters.corpus_windows", 0, MAX_INTEGER),
+        replay_tokens=replay["tokens"],
+        replay_windows=replay["windows"],
         tensors=_tensors(raw["tensors"]),
         raw=raw,
     )
@@ -220,13 +244,25 @@ def _embedder(value: Any) -> EmbedderEntry:
     return EmbedderEntry(**value)
 
 
-def _training(value: Any, n_clusters: int) -> None:
+def _training(value: Any, n_clusters: int, kind: str) -> None:
     if not isinstance(value, dict):
         raise Malformed("training is not an object")
-    given = {name: value[name] for name in TRAINING_FIELDS if name in value}
-    check_object(given, "training", TRAINING_FIELDS)
+    fields = REPLAY_TRAINING_FIELDS if kind == "replay" else TRAINING_FIELDS
+    check_object({name: value[name] for name in fields if name in value}, "training", fields)
     check_text(value["corpus"], "training.corpus", MAX_TEXT_CHARACTERS)
-    for field in ("seed", "steps", "tokens"):
+    check_integer(value["seed"], "training.seed", 0, MAX_INTEGER)
+    if not isinstance(value["sources"], list):
+        raise Malformed("training.sources is not a list")
+    for source in value["sources"]:
+        check_object(source, "training.sources", ["name", "license"])
+        for field in ("name", "license"):
+            check_text(source[field], f"training.sources.{field}", MAX_TEXT_CHARACTERS)
+    if kind != "replay":
+        _training_of_a_model(value, n_clusters)
+
+
+def _training_of_a_model(value: dict[str, Any], n_clusters: int) -> None:
+    for field in ("steps", "tokens"):
         check_integer(value[field], f"training.{field}", 0, MAX_INTEGER)
     check_integer(value["rows_per_step"], "training.rows_per_step", 1, MAX_INTEGER)
     rate = value["learning_rate"]
@@ -241,12 +277,6 @@ def _training(value: Any, n_clusters: int) -> None:
     for loss in losses:
         if loss is not None:
             _loss(loss, "training.heldout_loss_per_cluster")
-    if not isinstance(value["sources"], list):
-        raise Malformed("training.sources is not a list")
-    for source in value["sources"]:
-        check_object(source, "training.sources", ["name", "license"])
-        for field in ("name", "license"):
-            check_text(source[field], f"training.sources.{field}", MAX_TEXT_CHARACTERS)
 
 
 def _loss(value: Any, where: str) -> None:
@@ -255,7 +285,7 @@ def _loss(value: Any, where: str) -> None:
 
 
 def _comparison(value: Any, kind: str) -> tuple[str, ...]:
-    allowed = [] if kind == "slm" else [list(COMPARISONS)]
+    allowed = [list(COMPARISONS)] if kind in ("pn", "mix") else []
     if value not in [[], *allowed]:
         raise Malformed(f"comparison is {quote(value)}, not allowed for kind {kind}")
     return tuple(value)

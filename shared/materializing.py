@@ -1,4 +1,4 @@
-"""A bundle and an expert's index to one dense stock model, one layer in memory at a time."""
+"""A bundle and an expert, or any point between experts, to one dense stock model, a layer at a time."""
 
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
@@ -29,26 +29,37 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def materialize(bundle: Bundle, expert: int) -> PreTrainedModel:
+def mix_experts(bundle: Bundle, weights_K: Tensor) -> Tensor:
+    """Return E(q) = sum_c q_c E_c of kind pn: (M,). Its weights are the same mean of the experts' weights."""
+    return weights_K.float() @ bundle.tensor("experts.vectors").float()
+
+
+def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
     """Return one expert as a dense float32 stock model (paper §2.5), each tensor verified as it is read.
 
+    `expert` is an index or, of kind pn, any expert vector (M,): the equation takes every one.
     kind pn: the shared weights, and W^(l,i) projected layer by layer, so that at most one weight bank is
     in memory beside the model. kind mix: that expert's weights and no other's. kind slm: the model.
-    Raises BundleError when a tensor's digest does not match; ValueError for an index out of range.
+    Raises BundleError when a tensor's digest does not match; ValueError for an index out of range, a vector
+    of another length, or a vector for a kind that has none.
     """
     manifest = bundle.manifest
-    if not 0 <= expert < manifest.n_experts:
-        raise ValueError(f"expert {expert} of {manifest.n_experts}")
+    if isinstance(expert, Tensor):
+        if expert.shape != (manifest.expert_size,):
+            raise ValueError(f"vector of shape {tuple(expert.shape)}, expected ({manifest.expert_size},)")
+        vector_M = expert
+    elif manifest.kind == "replay" or not 0 <= expert < manifest.n_experts:
+        raise ValueError(f"expert {expert} of {manifest.n_experts} in kind {manifest.kind}")
+    elif manifest.kind == "pn":
+        vector_M = bundle.tensor("experts.vectors")[expert]
     model = _empty(bundle)
     projected = set(manifest.linears)
-    if projected:
-        experts_KM = bundle.tensor("experts.vectors")
     prefix = f"experts.{expert}." if manifest.kind == "mix" else "shared."
     for name, _ in list(model.named_parameters()):
         linear = name.removesuffix(".weight")
         if linear in projected:
             weight_OI = project(
-                experts_KM[expert : expert + 1],
+                vector_M.unsqueeze(0),
                 bundle.tensor(f"projected.{linear}.mixing"),
                 bundle.tensor(f"projected.{linear}.bank"),
             )[0]

@@ -16,8 +16,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from shared.batches import Mixture
+
 COMPUTE_DTYPE = torch.float32
 """In which a projection is computed, whatever the stored type."""
+MIXING_SCALE = 1.0
+"""Of a fresh mixing matrix, against the scale that keeps the size of its input."""
 
 
 def project(expert_CM: Tensor, mixing_MH: Tensor, bank_HOI: Tensor) -> Tensor:
@@ -55,6 +59,9 @@ class ProjectedNetwork(nn.Module):
     the other coefficients are divided by sqrt(h). Adam moves each entry of T by about the learning rate
     whatever its gradient, so without this a step of W would grow with h. The published E and M contain
     both, so that a reader needs only the paper's equation.
+
+    `is_identity` is the hard mixture of §2.5 (h = k = m, E and M the identity, both fixed) over a shared
+    trunk: each expert has weights of its own in the projected layers.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class ProjectedNetwork(nn.Module):
         n_experts: int,
         expert_size: int,
         capacity: int,
+        is_identity: bool = False,
     ) -> None:
         """Start with all experts equal to the given model: banks hold its weights, then zeros.
 
@@ -71,49 +79,67 @@ class ProjectedNetwork(nn.Module):
         weights of the projected layers are no longer used; all its others are shared by the experts.
         """
         super().__init__()
+        if is_identity:
+            assert n_experts == expert_size == capacity, "the identity has h = k = m"
         self.linears = list(linears)
         self.n_experts, self.expert_size, self.capacity = n_experts, expert_size, capacity
-        self.expert_KM = nn.Parameter(torch.randn(n_experts, expert_size - 1))
+        self.is_identity = is_identity
         self.mixing = nn.ParameterList()
         self.bank = nn.ParameterList()
+        if not is_identity:
+            self.expert_KM = nn.Parameter(torch.randn(n_experts, expert_size - 1))
         for name in self.linears:
             weight_OI = slm.get_parameter(f"{name}.weight")
-            mixing_MH = torch.randn(expert_size - 1, capacity - 1) / math.sqrt(max(1, expert_size - 1))
             bank_HOI = torch.zeros(capacity, *weight_OI.shape)
-            bank_HOI[0] = weight_OI.detach()
-            self.mixing.append(nn.Parameter(mixing_MH))
+            if is_identity:
+                bank_HOI[:] = weight_OI.detach()
+            else:
+                scale = MIXING_SCALE / math.sqrt(max(1, expert_size - 1))
+                self.mixing.append(nn.Parameter(scale * torch.randn(expert_size - 1, capacity - 1)))
+                bank_HOI[0] = weight_OI.detach()
             self.bank.append(nn.Parameter(bank_HOI))
             weight_OI.requires_grad_(False)
-        self._clusters: list[int] = []
+        self._mixtures: list[Mixture] = []
         self._leaves: list[list[Tensor]] = []
         self._dense: list[Tensor] = []
 
+    @property
+    def _device(self) -> torch.device:
+        return self.bank[0].device
+
     def published_experts(self) -> Tensor:
-        """Return E of §2.5: (K, M), whose first component is 1."""
-        ones_K1 = torch.ones(self.n_experts, 1, device=self.expert_KM.device)
+        """Return E of §2.5: (K, M), whose first component is 1 unless it is the identity."""
+        if self.is_identity:
+            return torch.eye(self.n_experts, device=self._device)
+        ones_K1 = torch.ones(self.n_experts, 1, device=self._device)
         return torch.cat([ones_K1, self.expert_KM], dim=1)
 
     def published_mixing(self, index: int) -> Tensor:
         """Return M^(l) of §2.5 for one projected linear: (M, H), block diagonal (1, free / sqrt(h))."""
-        free_MH = self.mixing[index]
-        shared = torch.ones(1, 1, device=free_MH.device)
-        return torch.block_diag(shared, free_MH / math.sqrt(self.capacity))
+        if self.is_identity:
+            return torch.eye(self.capacity, device=self._device)
+        shared = torch.ones(1, 1, device=self._device)
+        return torch.block_diag(shared, self.mixing[index] / math.sqrt(self.capacity))
 
-    def begin_step(self, clusters: Sequence[int]) -> None:
-        """Materialize the weights of these clusters as leaves; `weights_of` then hands them out."""
-        self._clusters = list(clusters)
-        experts_CM = self.published_experts()[self._clusters]
+    def begin_step(self, mixtures: Sequence[Mixture]) -> None:
+        """Materialize the weights of these points as leaves; `weights_of` then hands them out."""
+        self._mixtures = list(mixtures)
+        weight_CK = torch.zeros(len(self._mixtures), self.n_experts, device=self._device)
+        for row, mixture in enumerate(self._mixtures):
+            for cluster, weight in mixture:
+                weight_CK[row, cluster] = weight
+        experts_CM = weight_CK.to(COMPUTE_DTYPE) @ self.published_experts().to(COMPUTE_DTYPE)
         self._dense = [
             project(experts_CM, self.published_mixing(index), bank) for index, bank in enumerate(self.bank)
         ]
-        # One leaf per cluster: a gradient into a slice of one big leaf would write zeros to the others.
+        # One leaf per point: a gradient into a slice of one big leaf would write zeros to the others.
         self._leaves = [
             [weight_OI.requires_grad_() for weight_OI in dense.detach().unbind(0)] for dense in self._dense
         ]
 
-    def weights_of(self, cluster: int) -> Mapping[str, Tensor]:
-        """Return one cluster's dense weights by parameter name, for `torch.func.functional_call`."""
-        position = self._clusters.index(cluster)
+    def weights_of(self, mixture: Mixture) -> Mapping[str, Tensor]:
+        """Return one point's dense weights by parameter name, for `torch.func.functional_call`."""
+        position = self._mixtures.index(mixture)
         return {
             f"{name}.weight": leaves[position]
             for name, leaves in zip(self.linears, self._leaves, strict=True)
@@ -126,4 +152,4 @@ class ProjectedNetwork(nn.Module):
             for leaves in self._leaves
         ]
         torch.autograd.backward(self._dense, gradients)
-        self._dense, self._leaves, self._clusters = [], [], []
+        self._dense, self._leaves, self._mixtures = [], [], []

@@ -16,14 +16,13 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from shared.batches import IGNORED, Microbatch, Sampler
+from shared.batches import Microbatch, Sampler
 from shared.checkpoints import load_checkpoint, load_newest, save_checkpoint, save_step
-from shared.device import autocast
+from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
 from shared.files import remove_stale
-from shared.projection import ProjectedNetwork
+from shared.losses import LossFunction, Network, evaluate, sum_nats
 
 Say = Callable[[str], None]
 SAY_EVERY_S = 10.0
@@ -77,24 +76,6 @@ class TrainConfig:
         return {key: value for key, value in asdict(self).items() if key != "checkpoint_every_s"}
 
 
-@dataclass(frozen=True)
-class HeldoutLoss:
-    """Sums over a held-out split, by cluster: nats and tokens."""
-
-    nats: dict[int, float]
-    tokens: dict[int, int]
-
-    @property
-    def mean(self) -> float:
-        """Nats per token over all clusters."""
-        return sum(self.nats.values()) / max(1, sum(self.tokens.values()))
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(self.mean)
-
-
 class HeldoutEntry(TypedDict):
     """One held-out loss of a run; losses in nats/token, train_loss is null at step 0."""
 
@@ -114,6 +95,8 @@ class TrainResult:
     """Nats/token at `step`."""
     tokens: int
     """Tokens trained on, repeats counted."""
+    seconds: float
+    """Spent, held-out losses included, over all the processes that worked on it."""
     history: list[HeldoutEntry] = field(default_factory=list)
 
 
@@ -126,59 +109,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def sum_nats(model: nn.Module, weights: dict[str, Tensor], batch: Microbatch) -> Tensor:
-    """Return the summed negative log likelihood (nats, float32) of a microbatch's tokens.
-
-    `weights` replace parameters of the model, by name (the expert's dense layers); {} for a plain model.
-    """
-    device = next(model.parameters()).device
-    arguments = {
-        "input_ids": batch.input_ids.to(device),
-        "position_ids": batch.position_ids.to(device),
-        "use_cache": False,
-    }
-    with autocast(device):
-        logits = functional_call(model, weights, (), arguments).logits
-    return nn.functional.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1),
-        batch.labels.to(device).flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, network: ProjectedNetwork | None, batches: Iterable[Microbatch]
-) -> HeldoutLoss:
-    """Return the held-out loss, each cluster's windows under its own expert."""
-    nats: dict[int, float] = {}
-    tokens: dict[int, int] = {}
-    materialized = -1
-    model.eval()
-    for batch in batches:
-        weights: dict[str, Tensor] = {}
-        if network is not None:
-            if batch.cluster != materialized:
-                network.begin_step([batch.cluster])
-                materialized = batch.cluster
-            weights = dict(network.weights_of(batch.cluster))
-        loss = float(sum_nats(model, weights, batch))
-        nats[batch.cluster] = nats.get(batch.cluster, 0.0) + loss
-        tokens[batch.cluster] = tokens.get(batch.cluster, 0) + batch.n_tokens
-    model.train()
-    return HeldoutLoss(nats, tokens)
-
-
-def train_step(model: nn.Module, network: ProjectedNetwork | None, batches: list[Microbatch]) -> float:
+def train_step(
+    model: nn.Module,
+    network: Network | None,
+    batches: list[Microbatch],
+    loss_of: LossFunction = sum_nats,
+) -> float:
     """Leave in `.grad` the gradient of the step's mean loss; return that loss (nats/token)."""
     n_tokens = sum(batch.n_tokens for batch in batches)
     if network is not None:
-        network.begin_step(sorted({batch.cluster for batch in batches}))
+        network.begin_step(sorted({batch.mixture for batch in batches}))
     total = 0.0
     for batch in batches:
-        weights = {} if network is None else dict(network.weights_of(batch.cluster))
-        loss = sum_nats(model, weights, batch) / n_tokens
+        weights = {} if network is None else dict(network.weights_of(batch.mixture))
+        loss = loss_of(model, weights, batch) / n_tokens
         loss.backward()
         total += float(loss.detach())
     if network is not None:
@@ -186,11 +130,11 @@ def train_step(model: nn.Module, network: ProjectedNetwork | None, batches: list
     return total
 
 
-def trained_parameters(model: nn.Module, network: ProjectedNetwork | None) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module, network: Network | None) -> dict[str, nn.Parameter]:
     """Return what the optimizer moves: the model's own parameters and the projection's."""
     named = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     if network is not None:
-        named |= {f"projection.{name}": p for name, p in network.named_parameters()}
+        named |= {f"projection.{name}": p for name, p in network.named_parameters() if p.requires_grad}
     return named
 
 
@@ -203,6 +147,7 @@ class _Run:
             parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
         )
         self.step = self.tokens = 0
+        self.seconds = 0.0
         self.best_step, self.best_loss = 0, math.inf
         self.history: list[HeldoutEntry] = []
 
@@ -225,6 +170,7 @@ class _Run:
             "run": self.run,
             "step": self.step,
             "tokens": self.tokens,
+            "seconds": self.seconds,
             "best_step": self.best_step,
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
             "history": self.history,
@@ -243,6 +189,7 @@ class _Run:
         record = checkpoint.record
         self.load_values(checkpoint.tensors)
         self.step, self.tokens = record["step"], record["tokens"]
+        self.seconds = record["seconds"]
         self.best_step, self.history = record["best_step"], record["history"]
         self.best_loss = math.inf if record["best_loss"] is None else record["best_loss"]
         for name, parameter in self.parameters.items():
@@ -257,18 +204,20 @@ class _Run:
 
 def train(
     model: nn.Module,
-    network: ProjectedNetwork | None,
+    network: Network | None,
     sampler: Sampler,
     heldout: Callable[[], Iterable[Microbatch]],
     config: TrainConfig,
     folder: Path,
     say: Say,
     inputs: str = "",
+    loss_of: LossFunction = sum_nats,
 ) -> TrainResult:
     """Train until `config.steps` or until the held-out loss stops falling; resume what `folder` holds.
 
-    `inputs` is a digest of everything else that decides the result (data, starting weights): a checkpoint
-    of other inputs is refused. The held-out loss is also taken before the first step. With a patience,
+    `loss_of` is what is minimized; held-out losses are always nats. `inputs` is a digest of everything else
+    that decides the result (data, starting weights, loss): a checkpoint of other inputs is refused. The
+    held-out loss is also taken before the first step. With a patience,
     the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
     Raises CheckpointError (damaged or foreign state), PlanearlyError (the loss is not a number), OSError.
     """
@@ -276,6 +225,7 @@ def train(
     run = hashlib.sha256(identity.encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale(folder)
+    keep_freed_memory()
     parameters = trained_parameters(model, network)
     state = _Run(parameters, config, run)
     keeps_best = config.patience_evals > 0
@@ -283,6 +233,7 @@ def train(
         say(f"resumed at step {state.step}/{config.steps}")
     loss: float | None = None
     saved_s = said_s = time.monotonic()
+    started_s = saved_s - state.seconds
     said_tokens = state.tokens
 
     def take_heldout() -> bool:
@@ -306,7 +257,7 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = train_step(model, network, batches)
+        loss = train_step(model, network, batches, loss_of)
         torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
         state.optimizer.step()
         state.step += 1
@@ -329,6 +280,7 @@ def train(
                 f" · {rate / 1000:.1f}k tokens/s · {_duration(left_s)} left"
             )
             said_s, said_tokens = now_s, state.tokens
+        state.seconds = now_s - started_s
         if now_s - saved_s >= config.checkpoint_every_s:
             state.save(folder)
             saved_s = time.monotonic()
@@ -342,6 +294,7 @@ def train(
         steps_run=state.step,
         heldout_loss=state.best_loss if keeps_best else last["heldout_loss"],
         tokens=state.tokens,
+        seconds=round(state.seconds, 3),
         history=state.history,
     )
 

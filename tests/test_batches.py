@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.batches import IGNORED, Sampler, all_microbatches, collate, pack_rows
+from shared.losses import sum_nats
 from shared.slm import BOS_ID, PRESETS, build_slm
-from shared.training import sum_nats
 from tests.conftest import make_windows
 
 

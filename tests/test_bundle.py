@@ -145,7 +145,7 @@ def test_a_writer_refuses_what_a_reader_would(tmp_path):
     assert "values: tensor clusters.centroids holds NaN or an infinity" in refusal(
         tmp_path, tensors={"clusters.centroids": torch.full((1, 384), torch.nan)}
     )
-    assert "tensors: x is torch.float64, expected I64, F32, BF16, F16, U8" in refusal(
+    assert "tensors: x is torch.float64, expected I64, F32, BF16, F16, U16, U8" in refusal(
         tmp_path, tensors={"x": torch.zeros(1, dtype=torch.float64)}
     )
     assert "values: clusters.counts are not counts that sum to 1" in refusal(

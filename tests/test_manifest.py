@@ -36,7 +36,7 @@ RULES = [
     (lambda m: m.update(license=LONG), "license is 'xxx"),
     (lambda m: m.update(license="\ud800"), "control character or half a surrogate pair"),
     (lambda m: m.update({"x-\x7f": 1}), "control character"),
-    (lambda m: m.update(kind="moe"), "kind is 'moe', expected one of: pn, mix, slm"),
+    (lambda m: m.update(kind="moe"), "kind is 'moe', expected one of: pn, mix, slm, replay"),
     (lambda m: m.update(kind=[]), "kind is []"),
     (lambda m: m.update(projection={}), "top level: unknown field 'projection'"),
     (lambda m: m.update(model=[]), "model is not an object with an architecture"),

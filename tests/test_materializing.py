@@ -6,6 +6,7 @@ import torch
 
 from provider.pretraining import _published
 from provider.signing import create_key
+from shared.batches import alone
 from shared.bundle import open_bundle, write_bundle
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
 from shared.materializing import comparison_slm, materialize
@@ -63,9 +64,9 @@ def test_a_materialized_expert_is_the_model_that_was_trained(tmp_path):
     tensors = _published(model, network, torch.float32) | slm
     with write(tmp_path, manifest("pn", projection=projection, comparison=["slm"]), tensors) as bundle:
         for expert in range(N_EXPERTS):
-            network.begin_step([expert])
+            network.begin_step([alone(expert)])
             trained = torch.func.functional_call(
-                model, dict(network.weights_of(expert)), (torch.arange(3, 20).unsqueeze(0),)
+                model, dict(network.weights_of(alone(expert))), (torch.arange(3, 20).unsqueeze(0),)
             ).logits
             torch.testing.assert_close(logits(materialize(bundle, expert)), trained, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(logits(comparison_slm(bundle)), logits(plain), rtol=0, atol=0)

@@ -5,10 +5,11 @@ import torch
 from torch.func import functional_call
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from shared.batches import Sampler
+from shared.batches import Sampler, alone
+from shared.losses import sum_nats
 from shared.projection import ProjectedNetwork, feed_forward_linears, project
 from shared.slm import PRESETS, build_slm
-from shared.training import sum_nats, train_step, trained_parameters
+from shared.training import train_step, trained_parameters
 from tests.conftest import make_windows
 
 
@@ -87,9 +88,9 @@ def test_published_matrices_give_the_weights_that_training_used():
     torch.manual_seed(2)
     model = build_slm(PRESETS["test"])
     network = random_network(model, n_experts=5, expert_size=4, capacity=3).float()
-    network.begin_step([3, 1])
+    network.begin_step([alone(3), alone(1)])
     for cluster in (1, 3):
-        used = network.weights_of(cluster)
+        used = network.weights_of(alone(cluster))
         for index, name in enumerate(network.linears):
             published = project(
                 network.published_experts()[cluster : cluster + 1],
@@ -105,6 +106,6 @@ def test_all_experts_start_as_the_small_model():
     network = ProjectedNetwork(model, feed_forward_linears(model), 5, 4, 3)
     ids = torch.arange(3, 13).unsqueeze(0)
     plain = model(ids).logits
-    network.begin_step([2])
-    projected = functional_call(model, dict(network.weights_of(2)), (ids,)).logits
+    network.begin_step([alone(2)])
+    projected = functional_call(model, dict(network.weights_of(alone(2))), (ids,)).logits
     torch.testing.assert_close(projected, plain)

@@ -74,7 +74,7 @@ def test_a_link_to_a_good_vector_is_refused(tmp_path):
 
 # A second reader, from the spec alone: standard library, numpy, and an Ed25519 verifier.
 
-SIZES = {"I64": 8, "F32": 4, "BF16": 2, "F16": 2, "U8": 1}
+SIZES = {"I64": 8, "F32": 4, "BF16": 2, "F16": 2, "U16": 2, "U8": 1}
 
 
 def parameters(model):
@@ -104,7 +104,14 @@ def implied(m):
     projection = m.get("projection", {"linears": []})
     assert (m["kind"] == "pn") == bool(projection["linears"])
     assert projection["linears"] == [name for name in linears if name in projection["linears"]]
-    prefixes = [f"experts.{i}." for i in range(m["n_experts"])] if m["kind"] == "mix" else ["shared."]
+    experts = [f"experts.{i}." for i in range(m["n_experts"])]
+    prefixes = {"mix": experts, "replay": []}.get(m["kind"], ["shared."])
+    if m["kind"] == "replay":
+        n_tokens, n_windows = m["replay"]["tokens"], m["replay"]["windows"]
+        assert n_tokens >= 1
+        assert m["model"]["vocab_size"] <= 65536
+        found["replay.tokens"] = (("U16",), (n_tokens,))
+        found |= {f"replay.{name}": (("I64",), (n_windows,)) for name in ("lengths", "clusters")}
     for prefix in prefixes + [f"{system}." for system in m["comparison"]]:
         for name, shape in shapes.items():
             if prefix != "shared." or name.removesuffix(".weight") not in projection["linears"]:
@@ -144,12 +151,12 @@ def second_reader(content, public):
     assert json.dumps(m, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() == payload
     assert m["format"] == "planearly-bundle/v1"
     fields = set(re.findall(r"^\| `(\w+)` \| (?:text|integer|object|list) ", SPEC, re.M))
-    fields -= {"projection"} if m["kind"] != "pn" else set()
+    fields -= {field for kind, field in (("pn", "projection"), ("replay", "replay")) if m["kind"] != kind}
     assert {field for field in m if not field.startswith("x-")} == fields
     assert type(m["version"]) is int
     assert m["license"].isprintable()
     assert m["model"]["width"] <= 32768
-    assert m["n_experts"] == (1 if m["kind"] == "slm" else m["clusters"]["n"])
+    assert m["n_experts"] == (1 if m["kind"] in ("slm", "replay") else m["clusters"]["n"])
     rules, start, entries = implied(m), 0, {}
     assert set(rules) == set(m["tensors"])
     order = sorted(m["tensors"], key=lambda name: (list(SIZES).index(m["tensors"][name]["dtype"]), name))
@@ -174,7 +181,17 @@ def second_reader(content, public):
             assert np.isfinite(np.frombuffer(part, "<f4" if entry["dtype"] == "F32" else "<f2")).all()
         elif entry["dtype"] == "BF16":
             assert (np.frombuffer(part, "<u2") & 0x7F80 != 0x7F80).all()
-        elif entry["dtype"] == "I64":
+        elif name == "replay.tokens":
+            assert np.frombuffer(part, "<u2").max() < m["model"]["vocab_size"]
+        elif name == "replay.lengths":
+            lengths = np.frombuffer(part, "<i8")
+            assert 1 <= lengths.min() <= lengths.max() <= m["model"]["context_tokens"]
+            assert lengths.sum() == m["replay"]["tokens"]
+        elif name == "replay.clusters":
+            assert (
+                0 <= np.frombuffer(part, "<i8").min() <= np.frombuffer(part, "<i8").max() < m["clusters"]["n"]
+            )
+        elif name == "clusters.counts":
             counts = np.frombuffer(part, "<i8").tolist()
             assert min(counts) >= 0
             assert sum(counts) == m["clusters"]["corpus_windows"]
@@ -244,7 +261,7 @@ def test_the_steps_of_the_spec_are_those_of_the_reader():
 def test_the_fields_of_the_spec_are_those_of_the_reader():
     section = SPEC.split("## 6.")[1].split("## 7.")[0]
     fields = re.findall(r"^\| `(\w+)` \|", section, re.M)
-    assert sorted(fields) == sorted([*manifest.FIELDS, "projection"])
+    assert sorted(fields) == sorted([*manifest.FIELDS, *manifest.EXTRA_FIELDS.values()])
     training = next(line for line in section.splitlines() if line.startswith("| `training`"))
     assert [name for name in re.findall(r"`(\w+)`", training) if name != "training"][:2] == [
         "corpus",
@@ -277,6 +294,8 @@ def test_the_numbers_of_the_spec_are_those_of_the_code():
         ", ".join(manifest.DTYPES) + ", then by name",
         f"first {signature.KEY_ID_HEX} hex digits of `SHA-256({prefix} || key)`",
         " or ".join(f"`{name}`" for name in CLASSES),
+        f"`tokens` T (1 to {manifest.MAX_REPLAY_TOKENS})",
+        f"`model.vocab_size` is then at most {manifest.MAX_REPLAY_VOCAB}",
     ):
         assert text in SPEC
     for name, limit in LIMITS.items():
@@ -290,4 +309,4 @@ def test_the_numbers_of_the_spec_are_those_of_the_code():
 
 
 def test_the_vectors_stay_small():
-    assert sum(os.path.getsize(path) for path in FOLDER.iterdir() if path.is_file()) < 600_000
+    assert sum(os.path.getsize(path) for path in FOLDER.iterdir() if path.is_file()) < 800_000

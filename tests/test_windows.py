@@ -3,7 +3,7 @@ import pytest
 
 from owner.documents import Document
 from owner.finetuning import FinetuneConfig, train_config
-from owner.selecting import Selection, select_expert
+from owner.selecting import Selection, embed_windows, select_expert
 from owner.windows import split_documents, window_documents
 from shared.batches import Sampler
 from shared.errors import DocumentsError
@@ -94,6 +94,6 @@ def test_documents_about_one_thing_select_the_cluster_of_that_thing(tokenizer):
     centroids = embed_texts(embedder, ["law court judge contract", "cooking recipe onion", "football match"])
     texts = ["fry the onion in butter, then add salt"] * 3 + ["the judge dismissed the appeal"]
     found = private(tokenizer, texts, context=64)
-    selection = select_expert(found.windows, tokenizer, embedder, centroids)
+    selection = select_expert(embed_windows(found.windows, tokenizer, embedder), centroids)
     assert selection.expert == 1
     assert selection.histogram == [1, 3, 0]

@@ -26,6 +26,8 @@ FOLDER = Path(__file__).parent
 MEDIA_TYPE = "application/vnd.planearly.bundle.v1+json"
 LLAMA = SlmConfig("llama", 1, 8, 2, 11, 13, 16)
 STARCODER2 = SlmConfig("starcoder2", 1, 4, 2, 5, 7, 16)
+REPLAY_LENGTHS = (16, 1, 5)
+"""Tokens of the windows in `replay.st`; LLAMA's context is 16."""
 ORDER_OF_ED25519 = 2**252 + 27742317777372353535851937790883648493
 
 
@@ -69,6 +71,10 @@ def example_manifest(kind: str, config: SlmConfig, n: int, **changes: Any) -> di
             "heldout_loss_per_cluster": [2.25] * (n - 1) + [None],
         },
     }
+    if kind == "replay":
+        manifest["replay"] = {"tokens": sum(REPLAY_LENGTHS), "windows": len(REPLAY_LENGTHS)}
+        manifest["training"] = {key: manifest["training"][key] for key in ("corpus", "sources", "seed")}
+        manifest["n_experts"] = 1
     return manifest | changes
 
 
@@ -89,7 +95,15 @@ def example_tensors(manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
         "files.tokenizer.json": torch.tensor(list(b'{"pieces":[]}'), dtype=torch.uint8),
     }
     prefixes = [f"{system}." for system in manifest["comparison"]]
-    prefixes += [f"experts.{i}." for i in range(n)] if manifest["kind"] == "mix" else ["shared."]
+    if manifest["kind"] == "replay":
+        vocab_size = manifest["model"]["vocab_size"]
+        tensors["replay.tokens"] = (torch.arange(sum(REPLAY_LENGTHS)) % vocab_size).to(torch.uint16)
+        tensors["replay.lengths"] = torch.tensor(REPLAY_LENGTHS)
+        tensors["replay.clusters"] = torch.arange(len(REPLAY_LENGTHS)) % n
+    elif manifest["kind"] == "mix":
+        prefixes += [f"experts.{i}." for i in range(n)]
+    else:
+        prefixes.append("shared.")
     for prefix in prefixes:
         for name, shape in shapes.items():
             if prefix != "shared." or name.removesuffix(".weight") not in linears:
@@ -122,6 +136,7 @@ def accepted() -> dict[str, dict[str, Any]]:
         "pn.st": example_manifest("pn", LLAMA, 3, projection=down),
         "mix.st": example_manifest("mix", STARCODER2, 2),
         "full.st": full,
+        "replay.st": example_manifest("replay", LLAMA, 2),
     }
 
 
@@ -340,6 +355,44 @@ def refused(good: dict[str, bytes]) -> dict[str, tuple[str, bytes]]:
         "nan-in-centroids.st": ("values", values("clusters.centroids", nan)),
         "infinity-in-weight.st": ("values", values(norm, infinity)),
         "negative-count.st": ("values", values("clusters.counts", struct.pack("<qq", -1, 4), good["pn.st"])),
+        "replay-token-beyond-vocabulary.st": (
+            "values",
+            values("replay.tokens", struct.pack("<H", LLAMA.vocab_size), good["replay.st"]),
+        ),
+        "replay-lengths-of-other-sum.st": (
+            "values",
+            values("replay.lengths", struct.pack("<q", 15), good["replay.st"]),
+        ),
+        "replay-window-too-long.st": (
+            "values",
+            values("replay.lengths", struct.pack("<qqq", 17, 1, 4), good["replay.st"]),
+        ),
+        "replay-empty-window.st": (
+            "values",
+            values("replay.lengths", struct.pack("<qqq", 16, 0, 6), good["replay.st"]),
+        ),
+        "replay-cluster-of-none.st": (
+            "values",
+            values("replay.clusters", struct.pack("<q", 2), good["replay.st"]),
+        ),
+        "replay-with-weights.st": (
+            "tensors",
+            manifest(
+                lambda m: m["tensors"].update({norm: m["tensors"]["clusters.counts"]}), good["replay.st"]
+            ),
+        ),
+        "replay-of-no-token.st": (
+            "manifest",
+            manifest(lambda m: m["replay"].update(tokens=0), good["replay.st"]),
+        ),
+        "replay-vocabulary-too-large.st": (
+            "manifest",
+            manifest(lambda m: m["model"].update(vocab_size=65_537), good["replay.st"]),
+        ),
+        "slm-with-replay.st": (
+            "manifest",
+            manifest(lambda m: m.update(replay={"tokens": 22, "windows": 3})),
+        ),
         "counts-of-other-sum.st": ("values", values("clusters.counts", struct.pack("<q", 2))),
     }
 
