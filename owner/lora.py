@@ -1,5 +1,6 @@
 """Low-rank adaptation (paper App. F) with PEFT: small matrices are trained, then added to the weights."""
 
+import warnings
 from typing import cast
 
 from transformers.modeling_utils import PreTrainedModel
@@ -21,7 +22,10 @@ def add_lora(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     except ImportError:
         raise PlanearlyError("LoRA needs the package peft", hint="pip install 'planearly[lora]'") from None
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0, bias="none")
-    return cast(PreTrainedModel, get_peft_model(model, config))
+    with warnings.catch_warnings():
+        # PEFT asks transformers for an attribute that it deprecates.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return cast(PreTrainedModel, get_peft_model(model, config))
 
 
 def merge_lora(model: PreTrainedModel) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from shared.batches import Mixture
 
 COMPUTE_DTYPE = torch.float32
 """In which a projection is computed, whatever the stored type."""
-MIXING_SCALE = 1.0
+MIXING_SCALE = 0.3
 """Of a fresh mixing matrix, against the scale that keeps the size of its input."""
 
 
