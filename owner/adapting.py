@@ -163,8 +163,8 @@ def _choose(task: _Task, method: str, selection: Selection) -> tuple[list[Start]
     saved = task.work / STARTS_FILE
     if saved.exists():
         found = json.loads(saved.read_text())
-        chosen, starts = ([Start(**entry) for entry in found[key]] for key in ("chosen", "starts"))
-        return list(chosen), list(starts)
+        chosen, starts = ([Start.from_dict(entry) for entry in found[key]] for key in ("chosen", "starts"))
+        return chosen, starts
 
     def measure(start: Start) -> Start:
         model = cast(nn.Module, start.materialize(task.bundle)).to(task.device)

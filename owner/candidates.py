@@ -7,6 +7,7 @@ best and the plain model, and keeps the better of the two (ours).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
@@ -32,6 +33,12 @@ class Start:
     """A point between experts, (M,)."""
     heldout_loss: float | None = None
     """Before any training, in nats/token on the held-out private text; None: not measured."""
+
+    @classmethod
+    def from_dict(cls, entries: dict[str, Any]) -> "Start":
+        """Return what `dataclasses.asdict` gave, after JSON made lists of tuples."""
+        vector = entries["vector"]
+        return cls(**entries | {"vector": None if vector is None else tuple(vector)})
 
     def materialize(self, bundle: Bundle) -> PreTrainedModel:
         """Return the dense model. Raises BundleError as `shared.materializing.materialize`."""

@@ -39,10 +39,37 @@ def common():
     }
 
 
-def write(folder, manifest, tensors):
-    key = create_key(folder / "k", folder / "k.pub")
-    write_bundle(folder / "b.st", manifest, common() | tensors, key)
-    return open_bundle(folder / "b.st", [key.public_key])
+def write(folder, manifest, tensors, name="b.st"):
+    key = create_key(folder / f"{name}.key", folder / f"{name}.pub")
+    write_bundle(folder / name, manifest, common() | tensors, key)
+    return open_bundle(folder / name, [key.public_key])
+
+
+def pn_bundle(folder, tokenizer=b"[]"):
+    """A projected network whose experts differ, with a plain model beside it."""
+    torch.manual_seed(0)
+    model = build_slm(PRESETS["test"])
+    linears = feed_forward_linears(model)
+    network = ProjectedNetwork(model, linears, N_EXPERTS, EXPERT_SIZE, CAPACITY)
+    with torch.no_grad():
+        for bank in network.bank:
+            bank[1:].normal_(std=0.3)
+    slm = {f"slm.{name}": p.detach() for name, p in build_slm(PRESETS["test"]).named_parameters()}
+    projection = {"capacity": CAPACITY, "expert_size": EXPERT_SIZE, "linears": linears}
+    tensors = _published(model, network, torch.float32) | slm
+    tensors["files.tokenizer.json"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
+    return write(folder, manifest("pn", projection=projection, comparison=["slm"]), tensors)
+
+
+def mix_bundle(folder):
+    """A mixture of random models."""
+    torch.manual_seed(0)
+    tensors = {
+        f"experts.{i}.{name}": p.detach()
+        for i in range(N_EXPERTS)
+        for name, p in build_slm(PRESETS["test"]).named_parameters()
+    }
+    return write(folder, manifest("mix"), tensors)
 
 
 def logits(model):

@@ -1,7 +1,7 @@
 """The plan of one size: which systems, budgets, seeds and rates; a TOML file beside the recipe it varies."""
 
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ class Plan:
     """Of the test file: what is reported, and nothing else looks at."""
     epochs: tuple[int, ...]
     """Most passes over the private tokens, for each of spec_tokens."""
-    rates: tuple[float, ...]
-    """Fine-tuning rates tried, as shares of the pretraining's; the best on validation is taken."""
+    rates: tuple[tuple[float, ...], ...]
+    """Fine-tuning rates tried for each of spec_tokens, as shares of the pretraining's; the best on
+    validation is taken."""
     budgets: tuple[float, ...]
     """Shares of the recipe's steps that SLM and SLM-pn are pretrained for, 1 among them."""
     is_steps: int
@@ -50,7 +51,6 @@ class Plan:
     """Every n-th generic held-out window is measured."""
     select_windows: int = 600
     """Windows of a domain that are embedded for its histogram."""
-    context: dict[str, Any] = field(default_factory=dict)
 
 
 def read_plan(folder: Path, size: str) -> tuple[Plan, Recipe]:
@@ -59,8 +59,9 @@ def read_plan(folder: Path, size: str) -> tuple[Plan, Recipe]:
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
         entries = {key: tuple(v) if isinstance(v, list) else v for key, v in entries.items()}
+        entries["rates"] = tuple(tuple(rates) for rates in entries["rates"])
         plan = Plan(**entries)
-    except (OSError, TypeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, TypeError, KeyError, tomllib.TOMLDecodeError) as error:
         known = ", ".join(item.name for item in fields(Plan))
         raise RecipeError(f"{path}: {error}", hint=f"fields: {known}") from None
     return plan, read_recipe(folder / f"{size}-recipe.toml")

@@ -279,6 +279,9 @@ class Workshop:
             checkpoint_every_s=1e9, rows_per_microbatch=8, **more,
         )  # fmt: skip
 
+    def rates(self, tokens: int) -> tuple[float, ...]:
+        return self.plan.rates[self.plan.spec_tokens.index(tokens)]
+
     def specialize(
         self,
         row: str,
@@ -302,7 +305,7 @@ class Workshop:
                     histogram = self.histogram(domain, tokens, pack.manifest.n_clusters)
                     config = replace(ReplayConfig(), tokens=self.plan.replay_tokens)
                     replay = Replay(replay_windows(pack), histogram, config)
-            for rate in self.plan.lora_rates if lora_rank else self.plan.rates:
+            for rate in self.plan.lora_rates if lora_rank else self.rates(tokens):
                 folder = self.work / "adapt" / f"{row}-{domain}-{tokens}-{seed}"
                 config = self.finetune_config(tokens, rate, seed=seed, lora_rank=lora_rank)
                 tutor = self.teacher(teacher, split, config, folder) if teacher else None
@@ -345,7 +348,7 @@ class Workshop:
 
     def teacher(self, path: Path, split: Split, config: FinetuneConfig, folder: Path) -> nn.Module:
         with self.open(path) as bundle:
-            rate = self.plan.rates[-1]
+            rate = self.plan.rates[0][-1]
             work = folder / "teacher"
             tuned = finetune_teacher(
                 bundle, split, replace(config, rate_fraction=rate, lora_rank=0), self.device, work,
@@ -358,7 +361,7 @@ class Workshop:
         split, test = self.split(domain, tokens)
         context, training = self.recipe.model.context_tokens, self.recipe.pretraining
         found = []
-        for rate in self.plan.rates:
+        for rate in self.rates(tokens):
             make_deterministic(seed)
             model: Any = build_slm(self.recipe.model).to(self.device)  # type: ignore[arg-type]
             config = self.finetune_config(tokens, rate, seed=seed)
@@ -434,43 +437,46 @@ def plan_jobs(shop: Workshop) -> list[Job]:
         return {**shop.specialize(*arguments, **more), "pretraining_steps": steps}
 
     llm = shop.work / "bundles" / f"{shop.bundle_name('llm', plan.llm_steps, first)}.st"
-    for position, tokens in enumerate(plan.spec_tokens):
-        for seed in plan.seeds:
-            if position and seed != first:
-                continue  # the larger sets carry no claim of their own
-            specialized("slm", tokens, "slm", seed)
-            specialized("slm-pn", tokens, pn, seed)
-            specialized("slm-pn auto", tokens, pn, seed, method="auto")
-            if position == 0:
-                specialized("slm-pn replay", tokens, pn, seed, method="histogram", with_replay=True)
+
+    def claims(tokens: int, seed: int, with_replay: bool) -> None:
+        specialized("slm", tokens, "slm", seed)
+        specialized("slm-pn", tokens, pn, seed)
+        specialized("slm-pn auto", tokens, pn, seed, method="auto")
+        if with_replay:
+            specialized("slm-pn replay", tokens, pn, seed, method="histogram", with_replay=True)
+
+    def baselines(tokens: int) -> None:
         specialized("slm-is", tokens, sampled, first, plan.is_steps)
-        specialized("slm-mix", tokens, mix, first)
         specialized("trunk", tokens, trunk, first)
+        specialized("slm-mix", tokens, mix, first)
         specialized("llm", tokens, "llm", first, plan.llm_steps)
         for domain in shop.domains:
-            jobs.append(
-                Job(
-                    f"slm-nopt {domain} {tokens} seed{first}",
-                    (),
-                    partial(shop.from_scratch, domain, tokens, first),
-                )
-            )
-        if position == 0:
-            specialized("slm-pn histogram", tokens, pn, first, method="histogram")
-            specialized("slm-d", tokens, "slm", first, teacher=llm)
-            specialized("llm-lora", tokens, "llm", first, plan.llm_steps, lora_rank=plan.lora_rank)
-            specialized("slm-mix best-pretrained", tokens, mix, first, method="best-pretrained")
-            for share in plan.budgets:
-                if share != 1:
-                    specialized("slm", tokens, "slm", first, round(full * share))
-                    specialized("slm-pn", tokens, pn, first, round(full * share))
-            for clusters in plan.is_clusters[1:]:
-                specialized(f"slm-is-{clusters}", tokens, f"is-{clusters}", first, plan.is_steps)
-            for clusters in plan.pn_clusters[1:]:
-                specialized(f"slm-pn-{clusters}", tokens, f"pn-{clusters}", first)
-            for clusters in plan.mix_clusters[1:]:
-                specialized(f"slm-mix-{clusters}", tokens, f"mix-{clusters}", first)
-            specialized("slm-mix best-fine-tuned", tokens, mix, first, method="best-fine-tuned")
+            job = partial(shop.from_scratch, domain, tokens, first)
+            jobs.append(Job(f"slm-nopt {domain} {tokens} seed{first}", (), job))
+
+    small, *larger = plan.spec_tokens
+    claims(small, first, with_replay=True)
+    baselines(small)
+    specialized("slm-d", small, "slm", first, teacher=llm)
+    specialized("llm-lora", small, "llm", first, plan.llm_steps, lora_rank=plan.lora_rank)
+    specialized("slm-pn histogram", small, pn, first, method="histogram")
+    for seed in plan.seeds[1:]:
+        claims(small, seed, with_replay=True)
+    specialized("slm-mix best-pretrained", small, mix, first, method="best-pretrained")
+    for tokens in larger:  # they carry no claim of their own: one seed
+        claims(tokens, first, with_replay=False)
+        baselines(tokens)
+    for share in plan.budgets:
+        if share != 1:
+            specialized("slm", small, "slm", first, round(full * share))
+            specialized("slm-pn", small, pn, first, round(full * share))
+    for clusters in plan.is_clusters[1:]:
+        specialized(f"slm-is-{clusters}", small, f"is-{clusters}", first, plan.is_steps)
+    for clusters in plan.pn_clusters[1:]:
+        specialized(f"slm-pn-{clusters}", small, f"pn-{clusters}", first)
+    for clusters in plan.mix_clusters[1:]:
+        specialized(f"slm-mix-{clusters}", small, f"mix-{clusters}", first)
+    specialized("slm-mix best-fine-tuned", small, mix, first, method="best-fine-tuned")
     return jobs
 
 
