@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_OUTPUT = "examples/demo/output.txt"
 HELP_COLUMNS = 100
 NAME_COLUMNS = 32
-COMMANDS = ("owner", "owner specialize", "provider release")
+COMMANDS = ("owner", "owner specialize", "owner histogram", "provider release")
 """Commands whose help stands in README.md."""
 
 FOLDERS = ("shared", "provider", "owner", "tests", "benchmarks", "examples", "docs")
@@ -42,7 +42,8 @@ OTHER_FILES = {
     "examples/demo/output.txt": "what it printed",
     "examples/quickstart/release.toml": "a laptop's recipe",
     "examples/release-pn32.toml": "the paper's full-size run, as it would be run",
-    "benchmarks/mix16.toml": "the recipe of the hard mixture that docs/experiments.md compares with",
+    "benchmarks/paper/*-recipe.toml": "the recipe that a plan varies",
+    "benchmarks/paper/*.toml": "a plan: systems, budgets, seeds, rates, sizes",
     "docs/architecture.md": "one page, one picture: floors, data flow, stages, what lies where",
     "docs/paper-map.md": "equation or section to file and function; what we do differently",
     "docs/bundle-format.md": "the specification of a bundle",

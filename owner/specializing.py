@@ -37,9 +37,9 @@ from shared.slm import SlmConfig, build_slm, count_parameters
 from shared.tokenizer import build_tokenizer, read_pieces
 from shared.training import Say
 
-FILES_PER_PARAMETER_BYTES = 4 * (3 * 3 + 3)
-"""Float32 weights and two moments, in three checkpoints while one is being written; best step of two
-systems; the result."""
+BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * (3 * 3 + 1)
+"""Float32 weights of the result; weights and two moments in three checkpoints while one is being written,
+and the best step, of each training."""
 RUN_FILE, SELECTION_FILE = "run.json", "selection.json"
 
 
@@ -138,7 +138,7 @@ def specialize(
         run = _run_digest([bundle, pack, teacher_bundle], private, config, device)
         if out.exists():
             return _already_done(out, run, work, say)
-        _check_space(out.parent, manifest.model)
+        _check_space(out.parent, manifest.model, _count_trainings(config, bundle))
         _open_work(work, run, say)
         with clock.stage("select"):
             selection, replay_histogram = _select(
@@ -233,9 +233,17 @@ def _run_digest(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_space(folder: Path, sizes: SlmConfig) -> None:
-    """Refuse before hours of work what the disk cannot hold: checkpoints, best step, result."""
-    needed = FILES_PER_PARAMETER_BYTES * count_parameters(build_slm(sizes, "meta"))
+def _count_trainings(config: SpecializeConfig, bundle: Bundle) -> int:
+    """Return how many trainings of models of the bundle's size leave files, at most."""
+    starts = bundle.manifest.n_experts if config.select == "best-fine-tuned" else 1
+    per_start = 2 if config.replay_path is not None else 1
+    return starts * per_start + len(bundle.manifest.comparison) * per_start
+
+
+def _check_space(folder: Path, sizes: SlmConfig, n_trainings: int) -> None:
+    """Refuse before hours of work what the disk cannot hold: checkpoints, best steps, result."""
+    per_parameter = BYTES_PER_PARAMETER + n_trainings * BYTES_PER_TRAINING
+    needed = per_parameter * count_parameters(build_slm(sizes, "meta"))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PlanearlyError(

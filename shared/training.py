@@ -39,7 +39,7 @@ class TrainConfig:
     """Rows of context_tokens tokens per optimizer step, a multiple of rows_per_microbatch. Ours: the paper
     gives no batch size; 128 rows of 1,024 tokens lie among what Table 8's steps and hours imply."""
     rows_per_microbatch: int = 4
-    """Rows of one cluster that go through the model together; sets memory and cluster mixing."""
+    """Rows of one cluster, or one point between some, that go through the model together; sets memory."""
     learning_rate: float = 1e-4
     """Peak, per optimizer step; Table 6."""
     final_lr_fraction: float = 1.0

@@ -48,9 +48,20 @@ checkpoint_every_s = 0.2
 """
 
 
+PROJECTION = """
+[projection]
+capacity = 3
+expert_size = 3
+mixed_fraction = 0.5
+
+[replay]
+windows_per_cluster = 20
+"""
+
+
 def write_recipe(path: Path, kind: str = "pn", version: int = 1, embedder: str = "digest") -> Path:
     """Write a small recipe of a kind."""
-    projection = "[projection]\ncapacity = 3\nexpert_size = 3" if kind == "pn" else ""
+    projection = PROJECTION if kind == "pn" else ""
     comparison = [] if kind == "slm" else ["slm"]
     path.write_text(
         RECIPE.format(

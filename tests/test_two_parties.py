@@ -117,7 +117,7 @@ def test_the_report_has_what_was_promised_and_the_model_folder_nothing_private(s
     assert 0 <= report["expert"] < 4
     assert report["histogram"][report["expert"]] == max(report["histogram"])
     assert report["tokens"] > 1000
-    assert {"verify", "read", "select", "finetune_expert", "finetune_slm"} <= set(report["seconds"])
+    assert {"verify", "read", "select", "adapt"} <= set(report["seconds"])
     assert len(report["bundle"]["key_id"]) == 16
     assert report["split"] == "documents"
     for path in (folder / "specialized" / "model").iterdir():
@@ -318,3 +318,89 @@ def test_private_text_appears_in_no_message_and_no_file_but_the_weights(released
     for path in Path(tmp_path / "out").rglob("*"):
         if path.is_file():
             assert canary.encode() not in path.read_bytes(), path
+
+
+def test_a_replay_pack_joins_and_auto_reports_what_it_measured(released):
+    done = specialize(released, "--select", "auto", "--replay", "tiny-replay.st", "--replay-tokens", 2000)
+    assert done.returncode == 0, done.stderr
+    assert "replay pack  tiny-replay.st" in done.stderr
+    report = json.loads((released / "other" / "report.json").read_text())
+    shutil.rmtree(released / "other")
+    assert {start["name"] for start in report["starts"]} >= {"histogram", "learned", "slm"}
+    assert report["chosen"] in report["finetuning"]
+    assert report["replay_pack"]["name"] == "tiny-replay"
+    for figures in report["finetuning"].values():
+        assert figures["replay"]["tokens"] >= 2000
+    assert report["perplexity"]["after"] <= report["perplexity"]["slm_after"]
+
+
+def test_a_pack_is_no_bundle_and_a_bundle_no_pack(released):
+    assert_refused(specialize(released, bundle="tiny-replay.st"), "holds no model", released)
+    assert_refused(specialize(released, "--replay", "tiny.st"), "expected replay", released)
+
+
+def test_a_teacher_and_lora_from_the_command_line(released):
+    done = specialize(released, "--teacher", "tiny.st", "--lora", 2, out="taught")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((released / "taught" / "report.json").read_text())
+    assert report["teacher"]["file"] == "tiny.st"
+    assert report["config"]["finetune"]["lora_rank"] == 2
+    assert AutoModelForCausalLM.from_pretrained(released / "taught" / "model") is not None
+
+
+def test_a_histogram_is_shown_before_it_is_written_and_trains_for_its_owner(released):
+    home, arguments = released / "home", ("--bundle", "tiny.st", "--data", "private", "--epsilon", "1.0")
+    refused = run("owner", "histogram", *arguments, "--out", "no.json", cwd=released, home=home)
+    assert refused.returncode == 1
+    assert "documents per cluster, after noise" in refused.stderr
+    assert not (released / "no.json").exists()
+    done = run("owner", "histogram", *arguments, "--yes", "--out", "request.json", cwd=released, home=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "request.json\n"
+    request = json.loads((released / "request.json").read_text())
+    assert set(request) == {"format", "centroids_sha256", "counts", "epsilon", "mechanism"}
+    again = run("owner", "histogram", *arguments, "--yes", "--out", "request.json", cwd=released, home=home)
+    assert_refused(again, "request.json: already exists", released)
+
+    request["counts"] = [0, 9, 0, 3]
+    (released / "request.json").write_text(json.dumps(request))
+    write_recipe(released / "is.toml", kind="slm")
+    release = ("release", "is.toml", "--corpus", "corpus", "--out", "is", "--histogram", "request.json")
+    done = run("provider", *release, cwd=released, home=home)
+    assert done.returncode == 0, done.stderr
+    from shared.bundle import open_bundle
+    from shared.signature import read_public_key
+
+    with open_bundle(released / "is" / "tiny.st", [read_public_key(released / "provider.pub")]) as bundle:
+        training = bundle.manifest.raw["training"]
+    assert training["importance"]["n_clusters"] == 2
+    assert len(training["request_sha256"]) == 64
+    assert "counts" not in json.dumps(training)
+
+    request["centroids_sha256"] = "0" * 64
+    (released / "foreign.json").write_text(json.dumps(request))
+    done = run("provider", *release[:-1], "foreign.json", cwd=released, home=home)
+    assert done.returncode == 1
+    assert "its counts are of the clustering 0000" in done.stderr
+
+
+def test_one_expert_of_a_mixture_is_trained_alone_and_touches_only_its_windows(released):
+    write_recipe(released / "alone.toml", kind="mix")
+    home = released / "home"
+    release = ("release", "alone.toml", "--corpus", "corpus", "--out", "alone", "--expert")
+    done = run("provider", *release, 2, cwd=released, home=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alone/tiny-expert2.st\n"
+    assert "expert 2/4" in done.stderr
+    assert not any(f"expert {i}/4" in done.stderr for i in (0, 1, 3))
+    from shared.bundle import open_bundle
+    from shared.signature import read_public_key
+
+    key = read_public_key(released / "provider.pub")
+    with open_bundle(released / "alone" / "tiny-expert2.st", [key]) as bundle:
+        losses = bundle.manifest.raw["training"]["heldout_loss_per_cluster"]
+        assert bundle.manifest.kind == "slm"
+    assert [loss is not None for loss in losses] == [False, False, True, False]
+    done = run("provider", *release, 4, cwd=released, home=home)
+    assert done.returncode == 1
+    assert "expert 4 of 4" in done.stderr

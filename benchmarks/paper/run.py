@@ -29,6 +29,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import figures
 import tables
 from plan import Plan, read_plan, scaled, variant
 
@@ -306,7 +307,7 @@ class Workshop:
                     config = replace(ReplayConfig(), tokens=self.plan.replay_tokens)
                     replay = Replay(replay_windows(pack), histogram, config)
             for rate in self.plan.lora_rates if lora_rank else self.rates(tokens):
-                folder = self.work / "adapt" / f"{row}-{domain}-{tokens}-{seed}"
+                folder = self.work / "adapt" / f"{row}-{path.stem}-{domain}-{tokens}"
                 config = self.finetune_config(tokens, rate, seed=seed, lora_rank=lora_rank)
                 tutor = self.teacher(teacher, split, config, folder) if teacher else None
                 (folder / f"{rate}").mkdir(parents=True, exist_ok=True)
@@ -550,6 +551,8 @@ def main() -> None:
         jobs = [job for job in jobs if job in chosen or job.name in needed]
     work_through(shop, jobs)
     tables.write_all(shop.work, shop.work / "tables")
+    left_out = figures.write_all(shop.work, shop.work / "tables")
+    say(f"figures in {shop.work / 'tables'}; nothing to draw for: {', '.join(left_out) or 'none'}")
     print((shop.work / "tables" / "tables.md").read_text())
 
 
