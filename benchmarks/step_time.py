@@ -3,7 +3,8 @@
   python benchmarks/step_time.py examples/demo/pn16.toml
 
 Steps of the two alternate in one process on the same random rows; the result is the median of the
-ratios of neighbouring steps. Options: --pairs (default 20), --threads (default 1), --device.
+ratios of neighbouring steps. Options: --pairs (default 20), --threads (default 1), --device;
+--return-memory leaves the C library as it is, which gives freed pages back after every step.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 
 from provider.recipe import read_recipe
 from shared.batches import Sampler, Windows
-from shared.device import choose_device, make_deterministic
+from shared.device import choose_device, keep_freed_memory, make_deterministic
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.slm import EOS_ID, build_slm
 from shared.training import train_step, trained_parameters
@@ -30,8 +31,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--return-memory", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if not options.return_memory:
+        keep_freed_memory()
     recipe = read_recipe(options.recipe)
     assert recipe.projection is not None
     device = choose_device(options.device)

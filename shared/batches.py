@@ -196,9 +196,10 @@ class Sampler:
         self.blocks_per_step = rows_per_step // rows_per_microbatch
         self.seed = seed
         self.mixed_fraction = mixed_fraction
-        self._by_cluster = {
-            int(c): np.flatnonzero(self.rows.cluster == c) for c in np.unique(self.rows.cluster)
-        }
+        # Rows lie in cluster order, as pack_rows left them.
+        clusters, firsts = np.unique(self.rows.cluster, return_index=True)
+        ranges = zip(clusters.tolist(), firsts, [*firsts[1:], len(self.rows)], strict=True)
+        self._by_cluster = {cluster: np.arange(first, end) for cluster, first, end in ranges}
         self._blocks = {c: -(-len(rows) // rows_per_microbatch) for c, rows in self._by_cluster.items()}
         self._quota = self._blocks if weights is None else _apportion(self._by_cluster, weights)
         self._n_blocks = sum(self._quota.values())
@@ -209,9 +210,10 @@ class Sampler:
         """Return each block's cluster, and how many blocks of it come before in this epoch."""
         clusters = np.repeat(list(self._quota), list(self._quota.values()))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(clusters)
-        before = np.zeros(len(order), np.int64)
-        for cluster, quota in self._quota.items():
-            before[order == cluster] = np.arange(quota)
+        before = np.empty(len(order), np.int64)
+        before[np.argsort(order, kind="stable")] = np.concatenate(
+            [np.arange(self._quota[cluster]) for cluster in sorted(self._quota)]
+        )
         return order, before
 
     def _shuffle_cluster(self, cluster: int, number: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from shared.tokenizer import read_pieces
 from tests.parties import run
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
-MOST_BYTES = 24 << 20
+MOST_BYTES = 8 << 20
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def test_it_is_what_the_recipe_beside_it_says(bundle):
 
 def test_its_projected_network_beats_the_plain_model_on_the_generic_heldout_text(bundle):
     training = bundle.manifest.raw["training"]
-    assert training["tokens"] == training["comparison"]["slm"]["tokens"]
+    # mixed microbatches draw their rows at random, and rows differ a little in length
+    assert training["tokens"] == pytest.approx(training["comparison"]["slm"]["tokens"], rel=0.01)
     assert training["heldout_loss"] < training["comparison"]["slm"]["heldout_loss"]
 
 

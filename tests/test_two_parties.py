@@ -330,7 +330,7 @@ def test_a_replay_pack_joins_and_auto_reports_what_it_measured(released):
     assert report["chosen"] in report["finetuning"]
     assert report["replay_pack"]["name"] == "tiny-replay"
     for figures in report["finetuning"].values():
-        assert figures["replay"]["tokens"] >= 2000
+        assert figures["replay"]["tokens"] > 1500
     assert report["perplexity"]["after"] <= report["perplexity"]["slm_after"]
 
 

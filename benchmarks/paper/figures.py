@@ -15,9 +15,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from tables import Results, macro_average, total_cost
 
 SYSTEMS = {"slm": "SLM", "mix": "SLM-mix", "pn": "SLM-pn", "llm": "LLM", "trunk": "shared trunk"}
