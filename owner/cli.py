@@ -207,8 +207,7 @@ def histogram(
 
         walls = raise_walls(egress)
         say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
-        from owner.requesting import describe_request
-        from owner.specializing import request_histogram
+        from owner.requesting import describe_request, request_histogram
         from shared.request import write_request
 
         request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder)

@@ -5,15 +5,23 @@ removing one document changes one count by one. OpenDP draws the noise and accou
 sent: the file is written where the owner says, after its content was shown.
 """
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import numpy as np
 from tokenizers import Tokenizer
 
-from owner.windows import PrivateWindows
+from owner.documents import read_documents
+from owner.opening import open_embedder, open_tokenizer, open_trusted
+from owner.walking import Skipped
+from owner.windows import PrivateWindows, window_documents
 from shared.clusters import assign_clusters, cluster_histogram
+from shared.device import choose_device
 from shared.embedding import Embedder, embed_texts
 from shared.errors import PlanearlyError
 from shared.request import HistogramRequest, centroids_digest
 from shared.tokenizer import decode_window
+from shared.training import Say
 
 WINDOWS_PER_DOCUMENT = 4
 """Windows of a document that are embedded at most, evenly spaced."""
@@ -88,3 +96,27 @@ def describe_request(request: HistogramRequest, n_documents: int) -> str:
             " hand it over yourself, or not.",
         ]
     )
+
+
+def request_histogram(
+    bundle_path: Path, data: Path, epsilon: float, out: Path, say: Say, embedder_folder: Path | None = None
+) -> tuple[HistogramRequest, int]:
+    """Return the differentially private request for these documents, and their number; writes nothing.
+
+    Raises SignatureError, BundleError, DocumentsError, OSError; PlanearlyError when `out` exists: a request
+    is never overwritten.
+    """
+    if out.exists():
+        raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
+    with ExitStack() as stack:
+        bundle = open_trusted(bundle_path, stack)
+        manifest = bundle.manifest
+        device = choose_device("auto")
+        tokenizer = open_tokenizer(bundle)
+        skipped: list[Skipped] = []
+        private = window_documents(read_documents(data, skipped), tokenizer, manifest.model.context_tokens)
+        say(f"documents    {private.n_documents:,} documents · {sum(item.n for item in skipped)} skipped")
+        centroids_KW = bundle.tensor("clusters.centroids").numpy()
+        embedder = open_embedder(bundle, embedder_folder, device)
+        votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
+        return noisy_request(votes_K, centroids_KW, epsilon), private.n_documents

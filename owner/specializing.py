@@ -19,28 +19,21 @@ from owner.adapting import Replay, adapt, check_same_tokenizer, finetune_teacher
 from owner.candidates import SLM, check_method
 from owner.documents import read_documents
 from owner.finetuning import FinetuneConfig
+from owner.opening import open_embedder, open_tokenizer, open_trusted
 from owner.replaying import ReplayConfig
-from owner.requesting import count_votes, noisy_request
 from owner.saving import REPORT_FILE, save_specialized
 from owner.selecting import Selection, embed_windows, select_expert
-from owner.trust import check_not_rolled_back, remember_version, trusted_keys
+from owner.unfinished import check_space, finished_report, open_work
 from owner.walking import Skipped
 from owner.windows import PrivateWindows, split_documents, window_documents
-from shared.bundle import Bundle, open_bundle
+from shared.bundle import Bundle
 from shared.device import choose_device
-from shared.embedding import WEIGHTS_SHA256, Embedder, find_embedder_files, load_embedder
-from shared.errors import BundleError, PlanearlyError
+from shared.errors import PlanearlyError
 from shared.files import write_json
 from shared.replay import replay_windows
-from shared.request import HistogramRequest
-from shared.slm import SlmConfig, build_slm, count_parameters
-from shared.tokenizer import build_tokenizer, read_pieces
 from shared.training import Say
 
-BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * (3 * 3 + 1)
-"""Float32 weights of the result; weights and two moments in three checkpoints while one is being written,
-and the best step, of each training."""
-RUN_FILE, SELECTION_FILE = "run.json", "selection.json"
+SELECTION_FILE = "selection.json"
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,8 @@ def specialize(
     if not out.absolute().parent.is_dir():
         raise PlanearlyError(f"{out}: its folder does not exist", hint="make it, or choose another --out")
     with ExitStack() as stack:
-        bundle = _open_trusted(bundle_path, stack, clock)
+        with clock.stage("verify"):
+            bundle = open_trusted(bundle_path, stack)
         manifest = bundle.manifest
         check_method(config.select, bundle)
         say(
@@ -109,19 +103,21 @@ def specialize(
         )
         pack = teacher_bundle = None
         if config.replay_path is not None:
-            pack = _open_trusted(config.replay_path, stack, clock)
+            with clock.stage("verify"):
+                pack = open_trusted(config.replay_path, stack)
             check_same_tokenizer(bundle, pack)
             say(
                 f"replay pack  {config.replay_path.name} · signed by key {pack.key_id} ·"
                 f" {pack.manifest.replay_tokens:,} tokens · {pack.manifest.n_clusters} clusters"
             )
         if config.teacher_path is not None:
-            teacher_bundle = _open_trusted(config.teacher_path, stack, clock)
+            with clock.stage("verify"):
+                teacher_bundle = open_trusted(config.teacher_path, stack)
             check_method("most-frequent", teacher_bundle)
             check_same_tokenizer(bundle, teacher_bundle)
             say(f"teacher      {config.teacher_path.name} · signed by key {teacher_bundle.key_id}")
         device = choose_device(device_name)
-        tokenizer = build_tokenizer(read_pieces(bundle.file("tokenizer.json"), manifest.model.vocab_size))
+        tokenizer = open_tokenizer(bundle)
         skipped: list[Skipped] = []
         finetune = config.finetune
         with clock.stage("read"):
@@ -137,9 +133,9 @@ def specialize(
         )
         run = _run_digest([bundle, pack, teacher_bundle], private, config, device)
         if out.exists():
-            return _already_done(out, run, work, say)
-        _check_space(out.parent, manifest.model, _count_trainings(config, bundle))
-        _open_work(work, run, say)
+            return finished_report(out, run, work, say)
+        check_space(out.parent, manifest.model, _count_trainings(config, bundle))
+        open_work(work, run, say)
         with clock.stage("select"):
             selection, replay_histogram = _select(
                 bundle, pack, private, tokenizer, embedder_folder, device, work
@@ -198,18 +194,6 @@ def specialize(
         return report
 
 
-def _open_trusted(path: Path, stack: ExitStack, clock: _Clock) -> Bundle:
-    """Open a bundle that a pinned key signed and that is no older than one seen; check every digest."""
-    with clock.stage("verify"):
-        bundle = stack.enter_context(open_bundle(path, trusted_keys()))
-        manifest = bundle.manifest
-        check_not_rolled_back(bundle.key_id, manifest.name, manifest.version)
-        if manifest.kind != "mix":  # of a mixture only the chosen expert is read, and checked then
-            bundle.verify_all()
-        remember_version(bundle.key_id, manifest.name, manifest.version)
-    return bundle
-
-
 def _name(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
@@ -231,55 +215,6 @@ def _run_digest(
     manifests = [bundle.manifest.raw if bundle else None for bundle in bundles]
     parts = [manifests, private.digest(), config.result_fields(), device.type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _count_trainings(config: SpecializeConfig, bundle: Bundle) -> int:
-    """Return how many trainings of models of the bundle's size leave files, at most."""
-    starts = bundle.manifest.n_experts if config.select == "best-fine-tuned" else 1
-    per_start = 2 if config.replay_path is not None else 1
-    return starts * per_start + len(bundle.manifest.comparison) * per_start
-
-
-def _check_space(folder: Path, sizes: SlmConfig, n_trainings: int) -> None:
-    """Refuse before hours of work what the disk cannot hold: checkpoints, best steps, result."""
-    per_parameter = BYTES_PER_PARAMETER + n_trainings * BYTES_PER_TRAINING
-    needed = per_parameter * count_parameters(build_slm(sizes, "meta"))
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PlanearlyError(
-            f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed while fine-tuning",
-            hint="free some space, or choose an --out on another disk",
-        )
-
-
-def _already_done(out: Path, run: str, work: Path, say: Say) -> dict[str, Any]:
-    """Return the report of a finished run of the same inputs; refuse to touch anything else."""
-    try:
-        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = None
-    if not isinstance(report, dict) or report.get("run") != run:
-        raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
-    say(f"{out}: already finished by the same command")
-    shutil.rmtree(work, ignore_errors=True)
-    return report
-
-
-def _open_work(work: Path, run: str, say: Say) -> None:
-    """Make the work folder, or keep that of the same run; state of other inputs is dropped."""
-    try:
-        found = json.loads((work / RUN_FILE).read_text())["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found == run:
-        say("resuming the unfinished run")
-        return
-    if work.exists():
-        if found is not None:
-            say("starting over: the unfinished run had other inputs")
-        shutil.rmtree(work)
-    work.mkdir(mode=0o700)
-    write_json(work / RUN_FILE, {"run": run})
 
 
 def _select(
@@ -306,44 +241,11 @@ def _select(
     return selection, replay_histogram
 
 
-def request_histogram(
-    bundle_path: Path, data: Path, epsilon: float, out: Path, say: Say, embedder_folder: Path | None = None
-) -> tuple[HistogramRequest, int]:
-    """Return the differentially private request for these documents, and their number; writes nothing.
-
-    Raises as `specialize`, and PlanearlyError when `out` exists: a request is never overwritten.
-    """
-    if out.exists():
-        raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
-    with ExitStack() as stack:
-        bundle = _open_trusted(bundle_path, stack, _Clock())
-        manifest = bundle.manifest
-        device = choose_device("auto")
-        tokenizer = build_tokenizer(read_pieces(bundle.file("tokenizer.json"), manifest.model.vocab_size))
-        skipped: list[Skipped] = []
-        private = window_documents(read_documents(data, skipped), tokenizer, manifest.model.context_tokens)
-        say(f"documents    {private.n_documents:,} documents · {sum(item.n for item in skipped)} skipped")
-        centroids_KW = bundle.tensor("clusters.centroids").numpy()
-        embedder = open_embedder(bundle, embedder_folder, device)
-        votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
-        return noisy_request(votes_K, centroids_KW, epsilon), private.n_documents
-
-
-def open_embedder(bundle: Bundle, folder: Path | None, device: torch.device) -> Embedder:
-    """Return the embedder that made a bundle's centroids, from the bundle, the folder or the package.
-
-    Raises BundleError when the bundle names another; PlanearlyError when its files are not there.
-    """
-    entry = bundle.manifest.embedder
-    if entry.sha256 != WEIGHTS_SHA256:
-        raise BundleError(
-            f"{bundle.path}: its centroids belong to embedder {entry.sha256[:16]}...,"
-            f" expected {WEIGHTS_SHA256[:16]}...",
-            hint="use a planearly that knows this embedder",
-        )
-    if entry.embedded:
-        return load_embedder(bundle.file("embedder.safetensors"), bundle.file("embedder-vocab.txt"), device)
-    return load_embedder(*find_embedder_files(folder), device)
+def _count_trainings(config: SpecializeConfig, bundle: Bundle) -> int:
+    """Return how many trainings of models of the bundle's size leave files, at most."""
+    starts = bundle.manifest.n_experts if config.select == "best-fine-tuned" else 1
+    per_start = 2 if config.replay_path is not None else 1
+    return starts * per_start + len(bundle.manifest.comparison) * per_start
 
 
 def _describe(selection: Selection, n_experts: int) -> str:

@@ -238,3 +238,13 @@ def _check(recipe: Recipe) -> None:
     for source in recipe.corpus.sources:
         if set(source) != {"name", "license"}:
             raise RecipeError("corpus.sources: each entry has a `name` and a `license`")
+
+
+def one_expert(recipe: Recipe, expert: int) -> Recipe:
+    """Return the recipe of one expert of a mixture, published as one model. Raises RecipeError."""
+    n_clusters = recipe.clustering.n_clusters
+    if recipe.kind != "mix":
+        raise RecipeError(f"kind is {recipe.kind!r}, expected mix to train one expert alone")
+    if not 0 <= expert < n_clusters:
+        raise RecipeError(f"expert {expert} of {n_clusters}: there is none of that number")
+    return replace(recipe, name=f"{recipe.name}-expert{expert}", comparison=())

@@ -12,16 +12,15 @@ from provider.clustering import embed_part, fit_centroids, sample_windows, write
 from provider.corpus import CorpusFile, list_corpus, train_tokenizer, write_part
 from provider.pretraining import load_windows, pretrain
 from provider.publishing import publish, publish_replay
-from provider.recipe import ClusteringConfig, Recipe
+from provider.recipe import ClusteringConfig, Recipe, one_expert
+from provider.requested import weights_of_request
 from provider.signing import SigningKey
 from provider.stages import Stage, run_stage
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
-from shared.errors import DocumentsError, RecipeError
+from shared.errors import DocumentsError
 from shared.files import write_atomic, write_json
-from shared.importance import importance_weights
-from shared.request import centroids_digest, read_request
 from shared.tokenizer import build_tokenizer, read_pieces, write_pieces
 from shared.training import Say
 
@@ -264,9 +263,9 @@ def release(
     counts_K, centroids_KW = read_clusters(clusters)
     weights_K, record = None, dict[str, Any]()
     if request_path is not None:
-        weights_K, record = _weights_of_request(recipe, request_path, centroids_KW, counts_K)
+        weights_K, record = weights_of_request(recipe, request_path, centroids_KW, counts_K)
     if expert is not None:
-        recipe = _alone(recipe, expert)
+        recipe = one_expert(recipe, expert)
     experts = () if expert is None else (expert,)
     systems = {
         system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts)
@@ -308,32 +307,3 @@ def read_clusters(clusters: Stage) -> tuple[np.ndarray, np.ndarray]:
     """Return a clustering stage's generic histogram (K,) int64 and centroids (K, W) float32."""
     counts_K = np.asarray(clusters.report["counts"], np.int64)
     return counts_K, np.load(clusters.folder / CENTROIDS_FILE)
-
-
-def _weights_of_request(
-    recipe: Recipe, path: Path, centroids_KW: np.ndarray, counts_K: np.ndarray
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return importance weights from an owner's request, and what the bundle says of it: its digest."""
-    if recipe.kind != "slm":
-        raise RecipeError(
-            f"kind is {recipe.kind!r}, expected slm with a histogram request",
-            hint="importance sampling trains one model for one owner (§2.4)",
-        )
-    request, digest = read_request(path)
-    if request.centroids_sha256 != centroids_digest(centroids_KW):
-        raise RecipeError(
-            f"{path}: its counts are of the clustering {request.centroids_sha256[:16]}..., expected"
-            f" {centroids_digest(centroids_KW)[:16]}...",
-            hint="the request must be made with a bundle or pack of this recipe's clustering",
-        )
-    return importance_weights(request.histogram(), counts_K), {"request_sha256": digest}
-
-
-def _alone(recipe: Recipe, expert: int) -> Recipe:
-    """Return the recipe of one expert of a mixture, published as one model."""
-    n_clusters = recipe.clustering.n_clusters
-    if recipe.kind != "mix":
-        raise RecipeError(f"kind is {recipe.kind!r}, expected mix to train one expert alone")
-    if not 0 <= expert < n_clusters:
-        raise RecipeError(f"expert {expert} of {n_clusters}: there is none of that number")
-    return replace(recipe, name=f"{recipe.name}-expert{expert}", comparison=())

@@ -1,0 +1,59 @@
+"""The folder of an unfinished run, beside the out folder: enough space, whose it is, what is done already."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from owner.saving import REPORT_FILE
+from shared.errors import PlanearlyError
+from shared.files import write_json
+from shared.slm import SlmConfig, build_slm, count_parameters
+from shared.training import Say
+
+BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * (3 * 3 + 1)
+"""Float32 weights of the result; weights and two moments in three checkpoints while one is being written,
+and the best step, of each training."""
+RUN_FILE = "run.json"
+
+
+def check_space(folder: Path, sizes: SlmConfig, n_trainings: int) -> None:
+    """Refuse before hours of work what the disk cannot hold: checkpoints, best steps, result."""
+    per_parameter = BYTES_PER_PARAMETER + n_trainings * BYTES_PER_TRAINING
+    needed = per_parameter * count_parameters(build_slm(sizes, "meta"))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PlanearlyError(
+            f"{folder}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed while fine-tuning",
+            hint="free some space, or choose an --out on another disk",
+        )
+
+
+def finished_report(out: Path, run: str, work: Path, say: Say) -> dict[str, Any]:
+    """Return the report of a finished run of the same inputs; refuse to touch anything else."""
+    try:
+        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = None
+    if not isinstance(report, dict) or report.get("run") != run:
+        raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
+    say(f"{out}: already finished by the same command")
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def open_work(work: Path, run: str, say: Say) -> None:
+    """Make the work folder, or keep that of the same run; state of other inputs is dropped."""
+    try:
+        found = json.loads((work / RUN_FILE).read_text())["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found == run:
+        say("resuming the unfinished run")
+        return
+    if work.exists():
+        if found is not None:
+            say("starting over: the unfinished run had other inputs")
+        shutil.rmtree(work)
+    work.mkdir(mode=0o700)
+    write_json(work / RUN_FILE, {"run": run})
