@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from owner.adapting import Replay, adapt, check_same_tokenizer, finetune_teacher
+from owner.adapting import Replay, adapt, check_pack, check_teacher, finetune_teacher
 from owner.candidates import SLM, check_method
 from owner.documents import read_documents
 from owner.finetuning import FinetuneConfig
@@ -105,7 +105,7 @@ def specialize(
         if config.replay_path is not None:
             with clock.stage("verify"):
                 pack = open_trusted(config.replay_path, stack)
-            check_same_tokenizer(bundle, pack)
+            check_pack(bundle, pack)
             say(
                 f"replay pack  {config.replay_path.name} · signed by key {pack.key_id} ·"
                 f" {pack.manifest.replay_tokens:,} tokens · {pack.manifest.n_clusters} clusters"
@@ -113,8 +113,7 @@ def specialize(
         if config.teacher_path is not None:
             with clock.stage("verify"):
                 teacher_bundle = open_trusted(config.teacher_path, stack)
-            check_method("most-frequent", teacher_bundle)
-            check_same_tokenizer(bundle, teacher_bundle)
+            check_teacher(bundle, teacher_bundle)
             say(f"teacher      {config.teacher_path.name} · signed by key {teacher_bundle.key_id}")
         device = choose_device(device_name)
         tokenizer = open_tokenizer(bundle)

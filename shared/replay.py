@@ -35,13 +35,18 @@ def replay_tensors(windows: Windows) -> dict[str, torch.Tensor]:
     }
 
 
-def replay_windows(pack: Bundle) -> Windows:
-    """Read a pack's windows, verified. Raises BundleError when it is no pack, or is damaged."""
-    if pack.manifest.kind != "replay":
+def check_is_pack(bundle: Bundle) -> None:
+    """Refuse a bundle that holds models and no windows. Raises BundleError."""
+    if bundle.manifest.kind != "replay":
         raise BundleError(
-            f"{pack.path}: kind is {pack.manifest.kind}, expected replay",
+            f"{bundle.path}: kind is {bundle.manifest.kind}, expected replay",
             hint="--bundle takes models, --replay takes a replay pack",
         )
+
+
+def replay_windows(pack: Bundle) -> Windows:
+    """Read a pack's windows, verified. Raises BundleError when it is no pack, or is damaged."""
+    check_is_pack(pack)
     lengths = pack.tensor(REPLAY_LENGTHS).numpy()
     return Windows(
         streams=[pack.tensor(REPLAY_TOKENS).numpy()],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from owner.adapting import Replay, adapt, check_same_tokenizer, finetune_teacher
+from owner.adapting import Replay, adapt, check_pack, check_same_tokenizer, check_teacher, finetune_teacher
 from owner.candidates import Start, check_method, choose_starts, expert_start, histogram_start
 from owner.finetuning import FinetuneConfig
 from owner.methods import METHODS
@@ -229,6 +229,16 @@ def test_a_teacher_of_another_tokenizer_is_refused(bundle, tmp_path):
         with pytest.raises(PlanearlyError, match="its tokenizer has digest"):
             check_same_tokenizer(bundle, other)
         check_same_tokenizer(bundle, bundle)
+
+
+def test_a_pack_of_longer_windows_and_a_teacher_of_a_shorter_context_are_refused(bundle, tmp_path):
+    (tmp_path / "other").mkdir()
+    with pn_bundle(tmp_path / "other", context_tokens=16) as shorter:
+        with pytest.raises(PlanearlyError, match="windows of 32 tokens for a context of 16"):
+            check_teacher(bundle, shorter)
+        check_teacher(shorter, bundle)
+        with pytest.raises(BundleError, match="kind is pn, expected replay"):
+            check_pack(bundle, shorter)
 
 
 def test_lora_ends_as_a_stock_model(bundle, split, tmp_path):

@@ -45,7 +45,7 @@ def write(folder, manifest, tensors, name="b.st"):
     return open_bundle(folder / name, [key.public_key])
 
 
-def pn_bundle(folder, tokenizer=b"[]"):
+def pn_bundle(folder, tokenizer=b"[]", **sizes):
     """A projected network whose experts differ, with a plain model beside it."""
     torch.manual_seed(0)
     model = build_slm(PRESETS["test"])
@@ -58,7 +58,8 @@ def pn_bundle(folder, tokenizer=b"[]"):
     projection = {"capacity": CAPACITY, "expert_size": EXPERT_SIZE, "linears": linears}
     tensors = _published(model, network, torch.float32) | slm
     tensors["files.tokenizer.json"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
-    return write(folder, manifest("pn", projection=projection, comparison=["slm"]), tensors)
+    fields = manifest("pn", projection=projection, comparison=["slm"])
+    return write(folder, fields | {"model": fields["model"] | sizes}, tensors)
 
 
 def mix_bundle(folder):
