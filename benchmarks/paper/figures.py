@@ -8,6 +8,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -245,10 +246,8 @@ def write_all(work: Path, out: Path) -> list[str]:
     sizes = results.plan["spec_tokens"]
     figures: dict[str, Callable[[Results, Axes], bool]] = {
         "figure-3": figure_3,
-        "figure-4a": lambda r, a: figure_4(r, a, sizes[0], "before_loss"),
-        **{
-            f"figure-4{'bcd'[i]}": lambda r, a, n=n: figure_4(r, a, n) for i, n in enumerate(sizes[:3])
-        },
+        "figure-4a": partial(figure_4, tokens=sizes[0], which="before_loss"),
+        **{f"figure-4{'bcd'[i]}": partial(figure_4, tokens=n) for i, n in enumerate(sizes[:3])},
         "figure-5": figure_5, "figure-6": figure_6, "figure-7": figure_7, "figure-8": figure_8,
         "figure-9": figure_9, "figure-10": figure_10, "figure-11": figure_11, "figure-12": figure_12,
         "figure-14": figure_14, "tokens-per-parameter": tokens_per_parameter,
@@ -257,7 +256,8 @@ def write_all(work: Path, out: Path) -> list[str]:
     for name, draw in figures.items():
         canvas, axes = plt.subplots(figsize=(6, 4), layout="constrained")
         if draw(results, axes):
-            axes.set_title(name.replace("-", " "))
+            text = (getattr(draw, "func", draw).__doc__ or "").split(".")[0]
+            axes.set_title(f"{name.replace('-', ' ')}: {text}", fontsize="small")
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize="small")
             canvas.savefig(out / f"{name}.png", dpi=120, metadata={"Software": None})
