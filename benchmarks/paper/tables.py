@@ -217,11 +217,12 @@ def costs(results: Results, n_domains: tuple[int, ...] = (1, 7, 50)) -> list[dic
         cells = results.of(row, tokens, seed)
         if not cells:
             continue
-        specific = statistics.fmean(c["seconds"] for c in cells)
+        specific = statistics.fmean(c["seconds"] + (c.get("replay") or {}).get("seconds", 0.0) for c in cells)
         kind = "pn" if row.startswith("slm-pn") else row.split()[0].removeprefix("slm-")
         base = generic.get({"llm-lora": "llm", "d": "slm", "nopt": "", "is": ""}.get(kind, kind), 0.0)
-        if row == "slm-d":
+        if row == "slm-d":  # the teacher's pretraining and fine-tuning too
             base += generic["llm"]
+            specific += statistics.fmean([c["seconds"] for c in results.of("llm", tokens, seed)] or [0.0])
         if row == "slm-is":
             specific += statistics.fmean(
                 [p["seconds"] for p in results.pretrained if p["domain"] and p["seed"] == seed] or [0.0]

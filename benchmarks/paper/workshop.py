@@ -48,6 +48,10 @@ FROM_SCRATCH = 8
 """Times as many passes, at most, for a model that starts from nothing; early stopping ends most."""
 
 
+LORA_PASSES = 5
+"""The same for low-rank matrices: App. F fine-tunes them for up to five times as many steps."""
+
+
 def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
@@ -289,6 +293,8 @@ class Workshop:
             for rate in self.plan.lora_rates if lora_rank else self.rates(tokens):
                 folder = self.work / "adapt" / f"{row}-{path.stem}-{domain}-{tokens}"
                 config = self.finetune_config(tokens, rate, seed=seed, lora_rank=lora_rank)
+                if lora_rank:
+                    config = replace(config, max_epochs=LORA_PASSES * config.max_epochs)
                 tutor = self.teacher(teacher, split, config, folder) if teacher else None
                 (folder / f"{rate}").mkdir(parents=True, exist_ok=True)
                 if replay is not None:  # the same for every rate
