@@ -75,12 +75,15 @@ def plan_jobs(shop: Workshop) -> list[Job]:
 
     llm = shop.work / "bundles" / f"{shop.bundle_name('llm', plan.llm_steps, first)}.st"
 
+    def replayed(tokens: int, seed: int) -> None:
+        specialized("slm-pn replay", tokens, pn, seed, method="histogram", with_replay=True)
+
     def claims(tokens: int, seed: int, with_replay: bool) -> None:
         specialized("slm", tokens, "slm", seed)
         specialized("slm-pn", tokens, pn, seed)
         specialized("slm-pn auto", tokens, pn, seed, method="auto")
         if with_replay:
-            specialized("slm-pn replay", tokens, pn, seed, method="histogram", with_replay=True)
+            replayed(tokens, seed)
 
     def baselines(tokens: int) -> None:
         specialized("slm-is", tokens, sampled, first, plan.is_steps)
@@ -98,7 +101,9 @@ def plan_jobs(shop: Workshop) -> list[Job]:
     specialized("llm-lora", small, "llm", first, plan.llm_steps, lora_rank=plan.lora_rank)
     specialized("slm-pn histogram", small, pn, first, method="histogram")
     for seed in plan.seeds[1:]:
-        claims(small, seed, with_replay=True)
+        claims(small, seed, with_replay=False)
+    for seed in plan.seeds[1:]:
+        replayed(small, seed)
     specialized("slm-mix best-pretrained", small, mix, first, method="best-pretrained")
     for tokens in larger:  # they carry no claim of their own: one seed
         claims(tokens, first, with_replay=False)
