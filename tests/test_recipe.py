@@ -25,7 +25,11 @@ def test_the_examples_are_read():
     [
         ('kind = "pn"', 'kind = "llm"', "kind is 'llm'"),
         ('kind = "pn"', 'kind = "slm"', "belongs to kind pn"),
-        ("[projection]\ncapacity = 3\nexpert_size = 3", "", "belongs to kind pn"),
+        ("[projection]\ncapacity = 3\nexpert_size = 3\nmixed_fraction = 0.5", "", "belongs to kind pn"),
+        ("mixed_fraction = 0.5", "mixed_fraction = 1.5", "mixed_fraction is 1.5"),
+        ("mixed_fraction = 0.5", 'mixing = "dense"', "mixing is 'dense'"),
+        ("mixed_fraction = 0.5", 'mixing = "identity"', "needs capacity and expert_size equal"),
+        ("windows_per_cluster = 20", "windows_per_cluster = 0", "windows_per_cluster is 0"),
         ("capacity = 3", "capacity = 0", r"projection.capacity is 0, expected 1 to"),
         ("expert_size = 3", "expert_size = 3\nlayers = [2]", r"projection.layers: 2 of 2 layers"),
         ("version = 1", "version = 0", "version is 0, expected 1 to"),
