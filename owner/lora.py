@@ -20,7 +20,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise PlanearlyError("LoRA needs the package peft", hint="pip install 'planearly[lora]'") from None
+        raise PlanearlyError("LoRA needs the package peft", hint="pip install peft") from None
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0, bias="none")
     with warnings.catch_warnings():
         # PEFT asks transformers for an attribute that it deprecates.

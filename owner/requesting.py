@@ -61,7 +61,7 @@ def noisy_request(votes_K: np.ndarray, centroids_KW: np.ndarray, epsilon: float)
         import opendp.prelude as dp
     except ImportError:
         raise PlanearlyError(
-            "a histogram with noise needs the package opendp", hint="pip install 'planearly[histogram]'"
+            "a histogram with noise needs the package opendp", hint="pip install opendp"
         ) from None
     dp.enable_features("contrib")
     space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
