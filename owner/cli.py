@@ -35,6 +35,20 @@ def _given(config: Any, **options: Any) -> Any:
     return replace(config, **{name: value for name, value in options.items() if value is not None})
 
 
+embedder_option = click.option(
+    "--embedder",
+    type=click.Path(path_type=Path),
+    help="Folder with the embedder's model.safetensors and vocab.txt.",
+)
+egress_option = click.option(
+    "--egress",
+    type=click.Choice(["deny", "best-effort"]),
+    default="deny",
+    show_default=True,
+    help="deny: stop if the kernel cannot shut the network off; best-effort: go on and say so.",
+)
+
+
 @click.group(context_settings={"max_content_width": 100})
 @click.version_option(package_name="planearly")
 def main() -> None:
@@ -108,18 +122,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--seed", type=int, help="Decides the held-out split and the order of training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Most passes over the private text.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option(
-    "--embedder",
-    type=click.Path(path_type=Path),
-    help="Folder with the embedder's model.safetensors and vocab.txt.",
-)
-@click.option(
-    "--egress",
-    type=click.Choice(["deny", "best-effort"]),
-    default="deny",
-    show_default=True,
-    help="deny: stop if the kernel cannot shut the network off; best-effort: go on and say so.",
-)
+@embedder_option
+@egress_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report to stdout.")
 def specialize(
     bundle: Path,
@@ -185,18 +189,8 @@ def specialize(
     type=click.Path(path_type=Path),
     help="New file; never over an existing one.",
 )
-@click.option(
-    "--embedder",
-    type=click.Path(path_type=Path),
-    help="Folder with the embedder's model.safetensors and vocab.txt.",
-)
-@click.option(
-    "--egress",
-    type=click.Choice(["deny", "best-effort"]),
-    default="deny",
-    show_default=True,
-    help="deny: stop if the kernel cannot shut the network off; best-effort: go on and say so.",
-)
+@embedder_option
+@egress_option
 @click.option("--yes", is_flag=True, help="Write without asking.")
 def histogram(
     bundle: Path, data: Path, epsilon: float, out: Path, embedder: Path | None, egress: Any, yes: bool
