@@ -226,10 +226,11 @@ class Sampler:
         number, block = divmod(epoch * self._quota[cluster] + int(before[place]), self._blocks[cluster])
         start = block * self.rows_per_microbatch
         rows = self._pass(cluster, number)[start : start + self.rows_per_microbatch]
-        generator = np.random.default_rng([self.seed, 2, index])
-        if self.mixed_fraction == 0 or generator.random() >= self.mixed_fraction or len(self._quota) < 2:
-            return collate(self.windows, self.rows, rows.tolist())
-        return self._mixed_block(cluster, generator)
+        if self.mixed_fraction > 0 and len(self._quota) > 1:
+            generator = np.random.default_rng([self.seed, 2, index])
+            if generator.random() < self.mixed_fraction:
+                return self._mixed_block(cluster, generator)
+        return collate(self.windows, self.rows, rows.tolist())
 
     def _mixed_block(self, cluster: int, generator: np.random.Generator) -> Microbatch:
         others = np.asarray([c for c in self._quota if c != cluster])

@@ -20,6 +20,7 @@ from plan import Plan, scaled, variant
 from torch import nn
 
 from owner.adapting import Replay, adapt, finetune_teacher
+from owner.candidates import expert_start, histogram_start
 from owner.documents import read_documents
 from owner.finetuning import FinetuneConfig, finetune, train_config
 from owner.replaying import ReplayConfig
@@ -380,8 +381,6 @@ def bundle_start_loss(
     shop: Workshop, bundle: Bundle, selection: Selection, method: str, test: Windows
 ) -> float:
     """Return the test loss of the start that needs no training: the histogram's point, or the expert."""
-    from owner.candidates import expert_start, histogram_start
-
     is_point = method in ("histogram", "auto") and bundle.manifest.kind == "pn"
     expert = selection.expert if bundle.manifest.n_experts > 1 else 0
     start = histogram_start(bundle, selection) if is_point else expert_start(expert)
