@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from owner.isolation import LEVELS, Walls, raise_walls
 from owner.methods import METHODS
 from shared.errors import PlanearlyError, error_lines
 
@@ -40,13 +41,23 @@ embedder_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder with the embedder's model.safetensors and vocab.txt.",
 )
-egress_option = click.option(
-    "--egress",
-    type=click.Choice(["deny", "best-effort"]),
-    default="deny",
+isolation_option = click.option(
+    "--require-isolation",
+    "level",
+    type=click.Choice(list(LEVELS)),
+    default="kernel",
     show_default=True,
-    help="deny: stop if the kernel cannot shut the network off; best-effort: go on and say so.",
+    help="Stop unless it can be had. strong: namespace, Landlock and seccomp; kernel: the network shut off"
+    " by namespace or seccomp; best-effort: go on without, and say so.",
 )
+
+
+def isolate(level: Any, writable: Sequence[Path], out: Path | None = None) -> Walls:
+    """Raise the walls, which need a process that has not imported torch, and print what they stop."""
+    walls = raise_walls(level, writable, out)
+    for at, line in enumerate(walls.lines()):
+        say(f"{'' if at else 'isolation':<12} {line}")
+    return walls
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -123,7 +134,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--epochs", type=click.IntRange(min=1), help="Most passes over the private text.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @embedder_option
-@egress_option
+@isolation_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report to stdout.")
 def specialize(
     bundle: Path,
@@ -138,16 +149,16 @@ def specialize(
     epochs: int | None,
     device: str,
     embedder: Path | None,
-    egress: Any,
+    level: Any,
     as_json: bool,
 ) -> None:
     """Pick the bundle's expert for these documents, fine-tune it, write a standard model folder."""
-    with errors_printed():
-        # The walls come first: they need a process that has not imported torch.
-        from owner.isolation import raise_walls
+    with errors_printed(), ExitStack() as stack:
+        from owner.places import drop_empty, make_places
 
-        walls = raise_walls(egress)
-        say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
+        writable = make_places(out)
+        stack.callback(drop_empty, out)
+        walls = isolate(level, writable, out)
         from owner.finetuning import FinetuneConfig
         from owner.replaying import ReplayConfig
         from owner.specializing import SpecializeConfig
@@ -160,7 +171,7 @@ def specialize(
             teacher_path=teacher,
         )
         config = _given(config, select=select)
-        report = run(bundle, data, out, config, say, device, embedder, walls.layers)
+        report = run(bundle, data, out, config, say, device, embedder, walls)
         perplexity = report["perplexity"]
         say(f"held-out perplexity {perplexity['before']:.1f} -> {perplexity['after']:.1f}")
         if "slm_after" in perplexity:
@@ -190,17 +201,14 @@ def specialize(
     help="New file; never over an existing one.",
 )
 @embedder_option
-@egress_option
+@isolation_option
 @click.option("--yes", is_flag=True, help="Write without asking.")
 def histogram(
-    bundle: Path, data: Path, epsilon: float, out: Path, embedder: Path | None, egress: Any, yes: bool
+    bundle: Path, data: Path, epsilon: float, out: Path, embedder: Path | None, level: Any, yes: bool
 ) -> None:
     """Write a histogram of your documents, with noise, to hand to a provider if you choose to."""
     with errors_printed():
-        from owner.isolation import raise_walls
-
-        walls = raise_walls(egress)
-        say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
+        isolate(level, [out.absolute().parent])
         from owner.requesting import describe_request, request_histogram
         from shared.request import write_request
 

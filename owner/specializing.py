@@ -19,7 +19,9 @@ from owner.adapting import Replay, adapt, check_pack, check_teacher, finetune_te
 from owner.candidates import SLM, check_method
 from owner.documents import read_documents
 from owner.finetuning import FinetuneConfig
+from owner.isolation import Walls
 from owner.opening import open_embedder, open_tokenizer, open_trusted
+from owner.places import unfinished_folder
 from owner.replaying import ReplayConfig
 from owner.saving import REPORT_FILE, save_specialized
 from owner.selecting import Selection, embed_windows, select_expert
@@ -28,7 +30,6 @@ from owner.walking import Skipped
 from owner.windows import PrivateWindows, split_documents, window_documents
 from shared.bundle import Bundle
 from shared.device import choose_device
-from shared.errors import PlanearlyError
 from shared.files import write_json
 from shared.replay import replay_windows
 from shared.training import Say
@@ -79,7 +80,7 @@ def specialize(
     say: Say,
     device_name: str = "auto",
     embedder_folder: Path | None = None,
-    walls: tuple[str, ...] = (),
+    walls: Walls | None = None,
 ) -> dict[str, Any]:
     """Turn a signed bundle and private documents into `out/model/` and `out/report.json`.
 
@@ -89,9 +90,7 @@ def specialize(
     Raises BundleError, SignatureError, DocumentsError, PlanearlyError, OSError; no `out` is left then.
     """
     clock = _Clock()
-    work = out.parent / f".{out.name}.unfinished"
-    if not out.absolute().parent.is_dir():
-        raise PlanearlyError(f"{out}: its folder does not exist", hint="make it, or choose another --out")
+    work = unfinished_folder(out)
     with ExitStack() as stack:
         with clock.stage("verify"):
             bundle = open_trusted(bundle_path, stack)
@@ -184,7 +183,7 @@ def specialize(
             "replay_pack": _name(pack) if pack else None,
             "teacher": _name(teacher_bundle) if teacher_bundle else None,
             "device": str(device),
-            "egress_denied_by": list(walls),
+            "isolation": asdict(walls) if walls else None,
             "seconds": clock.seconds,
             "run": run,
         }

@@ -51,9 +51,13 @@ def open_work(work: Path, run: str, say: Say) -> None:
     if found == run:
         say("resuming the unfinished run")
         return
-    if work.exists():
-        if found is not None:
-            say("starting over: the unfinished run had other inputs")
-        shutil.rmtree(work)
-    work.mkdir(mode=0o700)
+    if found is not None:
+        say("starting over: the unfinished run had other inputs")
+    # The folder itself stays: the walls around this process know it by its inode.
+    work.mkdir(mode=0o700, exist_ok=True)
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     write_json(work / RUN_FILE, {"run": run})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from owner.isolation import AUDIT_HOOK, NAMESPACE, SECCOMP, VARIABLES
+from owner.isolation import AUDIT_HOOK, CLOSED, LANDLOCK, NAMESPACE, PRIVATE, SECCOMP, VARIABLES
 from tests.test_documents import may_become_others
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ as_root = pytest.mark.skipif(not may_become_others(), reason="needs root, to bec
 
 PROBES = """
 import ctypes, json, os, socket, struct, subprocess, sys
-port, udp_port, unix_path, abstract, inherited = json.loads(sys.argv[1])
+port, udp_port, unix_path, datagram_path, abstract, inherited, outside = json.loads(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 def tcp():
     socket.create_connection(("127.0.0.1", port), timeout=5).sendall(b"leak")
@@ -51,9 +51,33 @@ def call(*numbers):
 def unix_socket():
     with socket.socket(socket.AF_UNIX) as out:
         out.connect(unix_path)
+def unix_past_python():
+    address = struct.pack("=H", 1) + unix_path.encode() + bytes(1)
+    if libc.connect(libc.socket(1, 1, 0), address, len(address)) != 0:
+        raise OSError
 def abstract_socket():
     with socket.socket(socket.AF_UNIX) as out:
         out.connect(abstract)
+def unix_datagram():
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    a.sendto(b"leak", datagram_path)
+def new_file():
+    open(outside + "/leak", "w").write("leak")
+def appended():
+    open(outside + "/there", "a").write("leak")
+def truncated():
+    os.truncate(outside + "/there", 0)
+def from_child():
+    subprocess.run(["sh", "-c", f"echo leak > {outside}/leak"], check=True, stderr=subprocess.DEVNULL)
+def renamed_out():
+    open("leak", "w").write("leak")
+    os.rename("leak", outside + "/leak")
+def linked_out():
+    open("leak", "w").write("leak")
+    os.link("leak", outside + "/linked")
+def through_link():
+    os.symlink(outside, "link")
+    open("link/leak", "w").write("leak")
 x86 = os.uname().machine == "x86_64"
 probes = {
     "tcp": tcp, "udp": udp, "resolve": resolve, "past_python": past_python, "child": child,
@@ -61,7 +85,10 @@ probes = {
     "vsock": any_of(40), "io_uring": call(425, 0, 0), "pidfd_getfd": call(438, -1, 0, 0),
     "ptrace": call(101 if x86 else 117, 99, 0, 0, 0), "setns": call(308 if x86 else 268, -1, 0),
     "request_key": call(249 if x86 else 218, 0, 0, 0, 0),
-    "unix": unix_socket, "abstract": abstract_socket,
+    "unix": unix_socket, "unix_past_python": unix_past_python, "abstract": abstract_socket,
+    "unix_datagram": unix_datagram, "new_file": new_file, "appended": appended, "truncated": truncated,
+    "from_child": from_child, "renamed_out": renamed_out, "linked_out": linked_out,
+    "through_link": through_link,
 }
 def run():
     found = {}
@@ -75,13 +102,14 @@ def run():
 """
 KERNEL_REFUSES = """
 import ctypes, struct
-def kernel_refuses():
+def kernel_refuses(*names):
     x86 = __import__("os").uname().machine == "x86_64"
     op = lambda code, value, then=0, otherwise=0: struct.pack("=HBBI", code, then, otherwise, value)
+    calls = {"unshare": 272 if x86 else 97, "landlock": 444, "seccomp": 317 if x86 else 277}
+    refuse = op(0x06, 0x00050001)
+    denied = [calls[name] for name in names or calls]
     code = b"".join([
-        op(0x20, 0),
-        op(0x15, 272 if x86 else 97, 4), op(0x15, 317 if x86 else 277, 3),
-        op(0x15, 157 if x86 else 167, 0, 3), op(0x20, 16), op(0x15, 22, 0, 1), op(0x06, 0x00050001),
+        op(0x20, 0), *(part for number in denied for part in (op(0x15, number, 0, 1), refuse)),
         op(0x06, 0x7fff0000),
     ])
     held = ctypes.create_string_buffer(code, len(code))
@@ -114,76 +142,119 @@ def answer(code, *arguments, **options):
 
 @pytest.fixture
 def listeners(tmp_path):
-    """A real listener of each kind; yields the argument and the open connection for the probes."""
+    """A real listener of each kind and a folder; yields the argument, the open connection, where to run."""
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    inside.mkdir()
+    (outside / "there").write_text("there")
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         socket.socket(socket.AF_UNIX) as unix,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram,
         socket.socket(socket.AF_UNIX) as abstract,
     ):
         udp.bind(("127.0.0.1", 0))
-        path, name = str(tmp_path / "s"), f"\0planearly-test-{os.getpid()}"
-        for server, address in ((unix, path), (abstract, name)):
+        paths, name = [str(tmp_path / "s"), str(tmp_path / "d")], f"\0planearly-test-{os.getpid()}"
+        datagram.bind(paths[1])
+        for server, address in ((unix, paths[0]), (abstract, name)):
             server.bind(address)
             server.listen()
         with socket.create_connection(tcp.getsockname()) as inherited:
             ports = (tcp.getsockname()[1], udp.getsockname()[1])
-            yield json.dumps([*ports, path, name, inherited.fileno()]), inherited.fileno()
+            argument = json.dumps([*ports, *paths, name, inherited.fileno(), str(outside)])
+            yield argument, inherited.fileno(), inside
 
 
 def probe(listeners, before):
-    argument, descriptor = listeners
+    argument, descriptor, inside = listeners
     code = f"{PROBES}\n{before}\nprint(json.dumps(run()))"
-    return answer(code, argument, pass_fds=[descriptor])
+    found = answer(code, argument, pass_fds=[descriptor], cwd=inside)
+    return {name for name, state in found.items() if state == "open"}
 
 
-WAYS_OUT = {"tcp", "udp", "resolve", "past_python", "child", "opened_before", "ipv6", "netlink", "packet"}
-WAYS_OUT |= {"vsock", "io_uring", "pidfd_getfd", "ptrace", "setns", "request_key"}
 BY_IP = {"tcp", "udp", "past_python", "child"}
+BY_UNIX = {"unix", "unix_past_python", "abstract", "unix_datagram"}
+BY_FILE = {"new_file", "appended", "truncated", "from_child", "renamed_out", "linked_out", "through_link"}
+ALONE = "from pathlib import Path; from owner.kernel import *; "
+LANDLOCK_ALONE = f"{ALONE}restrict_writes([(Path(), LANDLOCK_WRITES), (Path('/dev/null'), LANDLOCK_FILE)])"
+
+
+def raised(arguments=""):
+    return f"from pathlib import Path; from owner.isolation import raise_walls; raise_walls({arguments})"
+
+
+def needs(code):
+    if python(f"{ALONE}{code}").returncode:
+        pytest.skip("this kernel does not have it")
 
 
 def test_without_walls_the_probes_do_get_out(listeners):
-    found = probe(listeners, "")
-    assert {found[name] for name in BY_IP | {"opened_before", "unix", "abstract"}} == {"open"}
+    assert BY_IP | BY_UNIX | BY_FILE | {"opened_before"} <= probe(listeners, "")
 
 
-def test_behind_the_walls_every_way_out_is_stopped_and_unix_sockets_work(listeners):
-    found = probe(listeners, "from owner.isolation import raise_walls; raise_walls()")
-    assert {name for name in WAYS_OUT if found[name] == "open"} == set()
-    assert found["unix"] == "open"
+def test_behind_the_walls_nothing_gets_out(listeners):
+    assert probe(listeners, raised("writable=[Path()]")) == set()
+    assert (listeners[2].parent / "outside" / "there").read_text() == "there"
 
 
-def test_seccomp_alone_stops_every_socket_but_unix(listeners):
-    found = probe(listeners, "from owner.kernel import install_filter; install_filter()")
-    still_open = {name for name in WAYS_OUT if found[name] == "open"}
-    assert still_open <= {"opened_before", "resolve"}
-    assert found["unix"] == found["abstract"] == "open"
+def test_seccomp_alone_stops_all_sockets_and_no_file(listeners):
+    needs("install_filter()")
+    found = probe(listeners, f"{ALONE}install_filter()")
+    assert found <= BY_FILE | {"opened_before", "resolve"}
+    assert found >= BY_FILE
 
 
 def test_the_namespace_alone_stops_ip_and_abstract_sockets(listeners):
-    done = python("from owner.kernel import enter_namespace; enter_namespace()")
-    if done.returncode:
-        pytest.skip("this kernel allows no user namespace")
-    found = probe(listeners, "from owner.kernel import enter_namespace; enter_namespace()")
-    assert {found[name] for name in BY_IP | {"abstract"}} == {"stopped"}
+    needs("enter_namespace()")
+    found = probe(listeners, f"{ALONE}enter_namespace()")
+    assert found & (BY_IP | {"abstract"}) == set()
+    assert {"unix", "new_file"} <= found
+
+
+def test_landlock_alone_stops_every_change_outside_tcp_and_abstract_sockets(listeners):
+    needs("restrict_writes([])")
+    found = probe(listeners, LANDLOCK_ALONE)
+    assert found & BY_FILE == set()
+    assert "udp" in found  # Landlock knows TCP only
+
+
+def test_behind_the_walls_a_folder_beside_out_can_be_made_and_holds_nothing(tmp_path):
+    code = f"""
+import json, os
+{raised("writable=[Path('work')], out=Path('out')")}
+Path("work/result").mkdir()
+Path("work/result/report.json").write_text("7")
+os.rename("work/result", "out")
+for name in ("other", "out"):
+    Path(name).mkdir(exist_ok=True)
+    try: Path(name, "leak").write_text("leak")
+    except PermissionError: continue
+    raise SystemExit(name)
+print(Path("out/report.json").read_text())
+"""
+    needs("restrict_writes([])")
+    (tmp_path / "work").mkdir()
+    assert answer(code, cwd=tmp_path) == 7
 
 
 def test_the_walls_say_what_holds():
     code = """
 import json, os, resource
-from dataclasses import asdict
 from owner.isolation import raise_walls, verify_walls
-walls = raise_walls()
+walls = raise_walls("best-effort")
 verify_walls()
 umask = os.umask(0)
 core_bytes = resource.getrlimit(resource.RLIMIT_CORE)[0]
-print(json.dumps([asdict(walls), umask, core_bytes, os.environ["HF_HUB_OFFLINE"]]))
+names = [layer.name for layer in walls.layers]
+print(json.dumps([names, walls.missing, walls.lines(), umask, core_bytes, os.environ["HF_HUB_OFFLINE"]]))
 """
-    walls, umask, core_bytes, offline = answer(code)
-    assert {NAMESPACE, SECCOMP} & set(walls["layers"])
-    assert walls["layers"][-2:] == [AUDIT_HOOK, VARIABLES]
-    assert len(walls["layers"]) + len(walls["missing"]) == 4
-    assert walls["private"] == ["umask 077", "no core files", "not dumpable"]
+    names, missing, lines, umask, core_bytes, offline = answer(code)
+    assert {NAMESPACE.name, SECCOMP.name} & set(names)
+    assert [names[0], *names[-3:]] == [CLOSED.name, PRIVATE.name, AUDIT_HOOK.name, VARIABLES.name]
+    assert len(names) + len(missing) == 7
+    assert len(lines) == 7
+    assert f"{SECCOMP.name} · stops {SECCOMP.stops}" in lines
     assert (umask, core_bytes <= 1, offline) == (0o077, True, "1")
 
 
@@ -211,26 +282,37 @@ def test_a_crash_leaves_no_core_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_deny_fails_closed_where_the_kernel_refuses_both_layers():
+def test_it_stops_where_the_kernel_refuses_every_layer():
     done = python(
         f"{KERNEL_REFUSES}\nkernel_refuses()\nfrom owner.isolation import raise_walls\n"
         "from shared.errors import IsolationError\n"
         "try: raise_walls()\nexcept IsolationError as error: print(error, '|', error.hint)"
     )
     assert done.returncode == 0, done.stderr
-    assert "the kernel cannot shut the network off here" in done.stdout
-    assert f"{NAMESPACE}: EPERM; {SECCOMP}: EPERM" in done.stdout
-    assert "--egress best-effort" in done.stdout
+    names = (NAMESPACE.name, LANDLOCK.name, SECCOMP.name)
+    assert "this machine cannot give isolation 'kernel', missing: " in done.stdout
+    assert "; ".join(f"{name} (EPERM)" for name in names) in done.stdout
+    assert "--require-isolation best-effort" in done.stdout
+
+
+@pytest.mark.parametrize("refused", ["unshare", "landlock", "seccomp"])
+def test_strong_needs_every_kernel_layer_and_kernel_one_against_the_network(refused):
+    for wall in ("enter_namespace()", "install_filter()", "restrict_writes([])"):
+        needs(wall)
+    code = f"{KERNEL_REFUSES}\nkernel_refuses({refused!r})\nfrom owner.isolation import raise_walls\n"
+    done = python(f"{code}raise_walls('strong')")
+    assert "this machine cannot give isolation 'strong', missing: " in done.stderr
+    assert python(f"{code}assert len(raise_walls('kernel').missing) == 1").returncode == 0
 
 
 def test_best_effort_goes_on_there_and_still_trips_on_python(listeners):
     before = (
         f"{KERNEL_REFUSES}\nkernel_refuses()\nfrom owner.isolation import raise_walls\n"
-        "walls = raise_walls('best-effort'); assert len(walls.missing) == 2, walls"
+        "walls = raise_walls('best-effort'); assert len(walls.missing) == 3, walls"
     )
     found = probe(listeners, before)
-    assert {found[name] for name in ("tcp", "udp", "resolve", "opened_before")} == {"stopped"}
-    assert found["past_python"] == "open"  # the hook is a tripwire and no wall
+    assert found & {"tcp", "udp", "resolve", "opened_before"} == set()
+    assert "past_python" in found  # the hook is a tripwire and no wall
 
 
 def test_the_tripwire_names_the_call_and_not_the_address():
@@ -291,41 +373,17 @@ def test_an_unprivileged_user_keeps_its_files(tmp_path):
     os.chown(tmp_path, 65534, 65534)
     code = """
 import ctypes, json, os, sys
+from pathlib import Path
 from owner.isolation import raise_walls
 os.chdir(sys.argv[1])
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # as after exec
-walls = raise_walls()
+walls = raise_walls(writable=[Path()])
 with open("written", "w") as out:
     out.write("x")
 found = os.stat("written")
-print(json.dumps([len(walls.missing) < 2, found.st_uid, found.st_gid, found.st_mode & 0o777]))
+print(json.dumps([len(walls.missing) < 3, found.st_uid, found.st_gid, found.st_mode & 0o777]))
 """
     # The folders above belong to root alone; the child has gone in before it changes.
     assert answer(code, str(tmp_path)) == [True, 65534, 65534, 0o600]
     assert (tmp_path / "written").stat().st_uid == 65534
-
-
-def test_torch_data_loader_workers_run_behind_the_walls(tmp_path):
-    script = tmp_path / "load.py"
-    script.write_text("""
-from owner.isolation import raise_walls
-if __name__ == "__main__":
-    raise_walls()
-import torch
-from torch.utils.data import DataLoader
-class Squares(torch.utils.data.Dataset):
-    def __len__(self):
-        return 7
-    def __getitem__(self, i):
-        return torch.full((1000,), i * i)
-if __name__ == "__main__":
-    for start, n_workers in (("fork", 2), ("spawn", 1)):
-        loader = DataLoader(Squares(), num_workers=n_workers, multiprocessing_context=start)
-        print(sum(int(batch[0, 0]) for batch in loader))
-""")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(sum(i * i for i in range(7)))] * 2

@@ -1,0 +1,42 @@
+"""Where a run may write, decided before the walls go up: Landlock binds to folders that are there by then."""
+
+import os
+import stat
+from pathlib import Path
+
+from owner.trust import trust_home
+from shared.errors import PlanearlyError
+
+
+def unfinished_folder(out: Path) -> Path:
+    """Return the folder beside `out` that holds everything until the last rename; makes nothing.
+
+    Raises PlanearlyError where the folder around it does not exist.
+    """
+    if not out.absolute().parent.is_dir():
+        raise PlanearlyError(f"{out}: its folder does not exist", hint="make it, or choose another --out")
+    return out.parent / f".{out.name}.unfinished"
+
+
+def make_places(out: Path) -> list[Path]:
+    """Make the unfinished folder, for its owner only; return it and the trust home, if there is one.
+
+    Temporary and cache files of libraries go to the unfinished folder too, and away with it. Raises
+    PlanearlyError where something else has its name, or others could have put something in; OSError.
+    """
+    work = unfinished_folder(out)
+    work.mkdir(mode=0o700, exist_ok=True)
+    found = work.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PlanearlyError(
+            f"{work}: is not a folder that only you can open", hint="remove it, or choose another --out"
+        )
+    os.environ.update(dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME"), str(work.absolute())))
+    return [work, *filter(Path.is_dir, [trust_home()])]
+
+
+def drop_empty(out: Path) -> None:
+    """Remove the unfinished folder if nothing was begun in it."""
+    work = unfinished_folder(out)
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
