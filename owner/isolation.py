@@ -33,7 +33,7 @@ from owner.kernel import (
     longs,
     restrict_writes,
 )
-from shared.errors import IsolationError
+from shared.errors import IsolationError, PlanearlyError
 
 if sys.platform != "win32":
     import resource
@@ -180,7 +180,8 @@ def _withhold_message(kind: type[BaseException], error: BaseException, trace: Tr
     """Print where an error that nobody expected came from, without the words of a library that held text."""
     for frame in traceback.extract_tb(trace):
         print(f"owner:   {frame.filename}:{frame.lineno} in {frame.name}", file=sys.stderr)
-    print(f"owner: error: {kind.__qualname__}, withheld: its message may quote private text", file=sys.stderr)
+    words = str(error) if isinstance(error, PlanearlyError) else "withheld, may quote private text"
+    print(f"owner: error: {kind.__qualname__}: {words}", file=sys.stderr)
 
 
 def _keep_files_private() -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,11 @@ def run():
         try:
             probe()
             found[name] = "open"
+        except (OSError, subprocess.CalledProcessError):
+            found[name] = "stopped"
         except Exception as error:
+            if type(error).__name__ != "IsolationError":
+                raise
             found[name] = "stopped"
     return found
 """
@@ -140,9 +145,9 @@ def answer(code, *arguments, **options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture
-def listeners(tmp_path):
-    """A real listener of each kind and a folder; yields the argument, the open connection, where to run."""
+@contextmanager
+def listen(tmp_path):
+    """Open a real listener of each kind; yield the probes' argument, an open connection, where to run."""
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir()
     inside.mkdir()
@@ -166,6 +171,12 @@ def listeners(tmp_path):
             yield argument, inherited.fileno(), inside
 
 
+@pytest.fixture
+def listeners(tmp_path):
+    with listen(tmp_path) as found:
+        yield found
+
+
 def probe(listeners, before):
     argument, descriptor, inside = listeners
     code = f"{PROBES}\n{before}\nprint(json.dumps(run()))"
@@ -176,8 +187,10 @@ def probe(listeners, before):
 BY_IP = {"tcp", "udp", "past_python", "child"}
 BY_UNIX = {"unix", "unix_past_python", "abstract", "unix_datagram"}
 BY_FILE = {"new_file", "appended", "truncated", "from_child", "renamed_out", "linked_out", "through_link"}
-ALONE = "from pathlib import Path; from owner.kernel import *; "
-LANDLOCK_ALONE = f"{ALONE}restrict_writes([(Path(), LANDLOCK_WRITES), (Path('/dev/null'), LANDLOCK_FILE)])"
+ALONE = "from pathlib import Path; from owner import kernel; kernel."
+LANDLOCK_ALONE = (
+    f"{ALONE}restrict_writes([(Path(), kernel.LANDLOCK_WRITES), (Path('/dev/null'), kernel.LANDLOCK_FILE)])"
+)
 
 
 def raised(arguments=""):

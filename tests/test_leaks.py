@@ -165,7 +165,7 @@ cli.main()
     run = start(place, code)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 1
-    assert "owner: error: ValueError, withheld: its message may quote private text" in err
+    assert "owner: error: ValueError: withheld, may quote private text" in err
     assert "windows.py:" in err
     assert leaked(place, out, err) == []
     assert not (place / ".specialized.unfinished").exists()
