@@ -20,8 +20,9 @@ import torch
 from provider.recipe import read_recipe
 from shared.batches import Sampler, Windows
 from shared.device import choose_device, keep_freed_memory, make_deterministic
+from shared.pieces import EOS_ID
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import EOS_ID, build_slm
+from shared.slm import build_slm
 from shared.training import train_step, trained_parameters
 
 

@@ -7,10 +7,11 @@ import torch
 from tokenizers import Tokenizer
 
 from owner.trust import check_not_rolled_back, remember_version, trusted_keys
+from owner.trying import try_tokenizer
 from shared.bundle import Bundle, open_bundle
 from shared.embedding import WEIGHTS_SHA256, Embedder, find_embedder_files, load_embedder
 from shared.errors import BundleError
-from shared.tokenizer import build_tokenizer, read_pieces
+from shared.pieces import build_tokenizer, read_pieces
 
 
 def open_trusted(path: Path, stack: ExitStack) -> Bundle:
@@ -28,8 +29,16 @@ def open_trusted(path: Path, stack: ExitStack) -> Bundle:
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:
-    """Return the tokenizer that a bundle carries, its pieces checked. Raises BundleError."""
-    return build_tokenizer(read_pieces(bundle.file("tokenizer.json"), bundle.manifest.model.vocab_size))
+    """Return the tokenizer that a bundle carries, its pieces checked, after a child has tried it.
+
+    Raises BundleError.
+    """
+    content, vocab_size = bundle.file("tokenizer.json"), bundle.manifest.model.vocab_size
+    try:
+        try_tokenizer(content, vocab_size)
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {error}", error.hint) from None
+    return build_tokenizer(read_pieces(content, vocab_size))
 
 
 def open_embedder(bundle: Bundle, folder: Path | None, device: torch.device) -> Embedder:

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 from provider.recipe import CorpusConfig
 from shared.errors import DocumentsError
 from shared.files import write_atomic
-from shared.tokenizer import Pieces, cut_windows, encode_document
+from shared.pieces import Pieces
+from shared.tokenizer import cut_windows, encode_document
 
 SUFFIXES = (".json.gz", ".jsonl.gz", ".jsonl", ".json", ".txt", ".md", ".parquet")
 SENTENCEPIECE_THREADS = 4

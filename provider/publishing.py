@@ -20,11 +20,11 @@ from shared.errors import BundleError
 from shared.files import write_atomic
 from shared.losses import evaluate
 from shared.materializing import materialize
+from shared.pieces import read_pieces
 from shared.projection import feed_forward_linears
 from shared.replay import replay_tensors, sample_replay
 from shared.signature import public_key_pem
 from shared.slm import build_slm
-from shared.tokenizer import read_pieces
 from shared.training import Say
 
 PUBLIC_KEY_FILE = "provider.pub"

@@ -21,7 +21,7 @@ from shared.device import choose_device
 from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
 from shared.errors import DocumentsError
 from shared.files import write_atomic, write_json
-from shared.tokenizer import build_tokenizer, read_pieces, write_pieces
+from shared.pieces import build_tokenizer, read_pieces, write_pieces
 from shared.training import Say
 
 PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"

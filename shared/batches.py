@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from shared.slm import BOS_ID
+from shared.pieces import BOS_ID
 
 IGNORED = -100
 """Label of a padding token: torch's cross entropy leaves it out."""

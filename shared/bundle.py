@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from shared.contents import INTEGERS, check_integers, check_tensors, expected_tensors, is_finite, lay_out
+from shared.contents import RULED, Values, check_tensors, expected_tensors, is_finite, lay_out
 from shared.envelope import MEDIA_TYPE, header_bytes, parse_envelope, parse_header
 from shared.errors import BundleError, SignatureError
 from shared.files import write_atomic
@@ -88,10 +88,7 @@ class Bundle:
         entry = self._entry(name)
         buffer = bytearray(entry.end - entry.start)
         self._check(name, entry, memoryview(buffer))
-        tensor = torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
-        with _step(self.path, "values"):
-            check_integers(name, tensor, self.manifest)
-        return tensor
+        return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
     def file(self, name: str) -> bytes:
         """Return a carried file's verified bytes by its plain name, as `tokenizer.json`."""
@@ -105,10 +102,7 @@ class Bundle:
         total = self.size_bytes - self._data_start
         for name in self.names:
             entry = self._entry(name)
-            if name in INTEGERS:
-                self.tensor(name)
-            else:
-                self._check(name, entry, None)
+            self._check(name, entry, None)
             if progress is not None:
                 progress(entry.end, total)
 
@@ -121,20 +115,20 @@ class Bundle:
         """Read a tensor into `target`, or through a small buffer, and check what was read."""
         size = entry.end - entry.start
         scratch = memoryview(bytearray(min(size, CHUNK_BYTES) if target is None else 0))
-        digest, finite = hashlib.sha256(), True
+        digest, values = hashlib.sha256(), Values(name, entry, self.manifest)
         for at in range(0, size, CHUNK_BYTES):
             length = min(CHUNK_BYTES, size - at)
             part = scratch[:length] if target is None else target[at : at + length]
             self._fill(part, self._data_start + entry.start + at)
             digest.update(part)
-            finite = finite and is_finite(part, entry.dtype)
+            values.add(part)
         if digest.hexdigest() != entry.sha256:
             raise BundleError(
                 f"{self.path}: digest: tensor {name} is not what was signed",
                 hint="the file was damaged or changed; get it again",
             )
-        if not finite:
-            raise BundleError(f"{self.path}: values: tensor {name} holds NaN or an infinity")
+        with _step(self.path, "values"):
+            values.check()
 
     def _fill(self, part: memoryview, offset: int) -> None:
         done = 0
@@ -182,6 +176,8 @@ def _open(path: Path) -> tuple[io.FileIO, int]:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags)
+    except ValueError:
+        raise BundleError(f"{quote(str(path))}: file: no file has a NUL in its name") from None
     except OSError as error:
         hint = "name the file itself, not a symbolic link" if Path(path).is_symlink() else ""
         raise BundleError(f"{path}: file: cannot be opened: {error.strerror}", hint) from None
@@ -272,9 +268,11 @@ def write_bundle(path: Path, manifest: dict[str, Any], tensors: Mapping[str, Sou
     with _step(path, "tensors"):
         check_tensors(parsed)
     with _step(path, "values"):
-        for name in tensors:
-            if name in INTEGERS:
-                check_integers(name, _load(tensors[name]), parsed)
+        for name in sorted(set(RULED) & set(tensors)):
+            values = Values(name, parsed.tensors[name], parsed)
+            for part in _parts(_load(tensors[name])):
+                values.add(part)
+            values.check()
     public, signature = key.public_key, key.sign(pae(MEDIA_TYPE, payload))
     _verify(path, payload, public.key_id, signature, [public])
     header = header_bytes(parsed, payload, public.key_id, signature)

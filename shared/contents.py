@@ -8,9 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from shared.manifest import DTYPES, MAX_TENSORS, Manifest
+from shared.manifest import DTYPES, MAX_TENSORS, Manifest, TensorEntry
 from shared.slm import SlmConfig, build_slm
 from shared.strict_json import Malformed, quote
 
@@ -54,7 +55,8 @@ def expected_tensors(manifest: Manifest) -> dict[str, Expected]:
     """
     shapes, linears = model_shapes(manifest.model)
     if manifest.kind == "pn":
-        chosen = [name for name in linears if name in manifest.linears]
+        named = frozenset(manifest.linears)
+        chosen = [name for name in linears if name in named]
         if not chosen or list(manifest.linears) != chosen:
             raise Malformed(
                 f"projection.linears is {quote(manifest.linears)}, expected names of the model's"
@@ -144,31 +146,52 @@ def is_finite(part: memoryview, dtype: str) -> bool:
     return bool(torch.frombuffer(part, dtype=DTYPES[dtype]).isfinite().all())
 
 
-INTEGERS = (COUNTS, REPLAY_TOKENS, REPLAY_LENGTHS, REPLAY_CLUSTERS)
+RULED = (CENTROIDS, COUNTS, REPLAY_TOKENS, REPLAY_LENGTHS, REPLAY_CLUSTERS)
 """Tensors whose values have rules of their own (§8, values)."""
 
+MAX_SQUARED_NORM = 1.01
+"""Of a centroid: a mean of unit vectors is no longer than one. Ours: the hundredth, for float32 sums."""
 
-def check_integers(name: str, tensor: torch.Tensor, manifest: Manifest) -> None:
-    """Refuse a generic histogram of negative counts or another sum, and windows that are none.
 
-    Other tensors than INTEGERS pass.
-    """
-    if name == COUNTS:
-        counts = tensor.tolist()
-        if min(counts) < 0 or sum(counts) != manifest.corpus_windows:
+class Values:
+    """What is to be known of one tensor's values, gathered part by part so that none has to be whole."""
+
+    def __init__(self, name: str, entry: TensorEntry, manifest: Manifest) -> None:
+        self._name, self._dtype, self._manifest = name, entry.dtype, manifest
+        self._finite, self._low, self._high, self._total = True, math.inf, -math.inf, 0
+        self._seen, self._width = 0, entry.shape[-1]
+        self._squares = torch.zeros(entry.shape[0] if name == CENTROIDS else 0, dtype=torch.float64)
+
+    def add(self, part: memoryview) -> None:
+        """Look at the next elements; `check` judges them."""
+        self._finite = self._finite and is_finite(part, self._dtype)
+        if self._name == CENTROIDS:
+            squares = torch.frombuffer(part, dtype=torch.float32).double().square()
+            rows = torch.arange(self._seen, self._seen + len(squares)) // self._width
+            self._squares.index_add_(0, rows, squares)
+            self._seen += len(squares)
+        elif self._name in RULED:
+            values = np.frombuffer(part, np.uint16 if self._dtype == "U16" else np.int64).astype(np.int64)
+            self._low, self._high = min(self._low, int(values.min())), max(self._high, int(values.max()))
+            # In two halves: a sum of int64 could come round to the right one.
+            self._total += (int((values >> 32).sum()) << 32) + int((values & 0xFFFFFFFF).sum())
+
+    def check(self) -> None:
+        """Refuse NaN, infinities, centroids that are too long, counts and windows that are none."""
+        manifest, context = self._manifest, self._manifest.model.context_tokens
+        if not self._finite:
+            raise Malformed(f"tensor {self._name} holds NaN or an infinity")
+        if self._name == CENTROIDS and float(self._squares.max()) > MAX_SQUARED_NORM:
+            raise Malformed(f"{CENTROIDS} holds one longer than a mean of unit vectors can be")
+        if self._name == COUNTS and not (self._low >= 0 and self._total == manifest.corpus_windows):
             raise Malformed(f"{COUNTS} are not counts that sum to {manifest.corpus_windows}")
-    elif name == REPLAY_TOKENS:
-        if int(tensor.to(torch.int32).max()) >= manifest.model.vocab_size:
+        if self._name == REPLAY_TOKENS and self._high >= manifest.model.vocab_size:
             raise Malformed(f"{REPLAY_TOKENS} holds a token beyond {manifest.model.vocab_size} pieces")
-    elif name == REPLAY_LENGTHS:
-        context = manifest.model.context_tokens
-        if (
-            int(tensor.min()) < 1
-            or int(tensor.max()) > context
-            or int(tensor.sum()) != manifest.replay_tokens
+        if self._name == REPLAY_LENGTHS and not (
+            self._low >= 1 and self._high <= context and self._total == manifest.replay_tokens
         ):
             raise Malformed(
                 f"{REPLAY_LENGTHS} are not lengths of 1 to {context} that sum to {manifest.replay_tokens}"
             )
-    elif name == REPLAY_CLUSTERS and (int(tensor.min()) < 0 or int(tensor.max()) >= manifest.n_clusters):
-        raise Malformed(f"{REPLAY_CLUSTERS} names a cluster that is not one of {manifest.n_clusters}")
+        if self._name == REPLAY_CLUSTERS and not 0 <= self._low <= self._high < manifest.n_clusters:
+            raise Malformed(f"{REPLAY_CLUSTERS} names a cluster that is not one of {manifest.n_clusters}")

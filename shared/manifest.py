@@ -186,8 +186,11 @@ def parse_manifest(payload: bytes) -> Manifest:
         projection = check_object(raw["projection"], "projection", list(projection))
         check_integer(projection["capacity"], "projection.capacity", 1, MAX_CAPACITY)
         check_integer(projection["expert_size"], "projection.expert_size", 1, MAX_EXPERT_SIZE)
-        if not isinstance(projection["linears"], list):
-            raise Malformed("projection.linears is not a list")
+        linears = projection["linears"]
+        if not isinstance(linears, list) or not 1 <= len(linears) <= MAX_TENSORS:
+            raise Malformed(f"projection.linears is not a list of 1 to {MAX_TENSORS}")
+        for name in linears:
+            check_text(name, "projection.linears", MAX_TEXT_CHARACTERS)
     return Manifest(
         name=check_match(raw["name"], "name", NAME_PATTERN),
         version=check_integer(raw["version"], "version", 1, MAX_VERSION),

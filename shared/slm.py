@@ -13,9 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Starcoder2Config, Starco
 from transformers.modeling_utils import PreTrainedModel
 
 from shared.errors import PlanearlyError
-
-UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
-"""Token ids that every planearly tokenizer reserves, in this order."""
+from shared.pieces import BOS_ID, EOS_ID, MAX_PIECES
+from shared.strict_json import quote
 
 CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -28,7 +27,7 @@ LIMITS = {
     "width": 32_768,
     "n_heads": 512,
     "ffn_width": 262_144,
-    "vocab_size": 1_048_576,
+    "vocab_size": MAX_PIECES,
     "context_tokens": 131_072,
 }
 """Largest value of each size that a reader accepts, before anything is allocated."""
@@ -54,11 +53,13 @@ class SlmConfig:
     def __post_init__(self) -> None:
         if self.architecture not in CLASSES:
             known = ", ".join(CLASSES)
-            raise PlanearlyError(f"model.architecture is {self.architecture!r}, expected one of: {known}")
+            raise PlanearlyError(
+                f"model.architecture is {quote(self.architecture)}, expected one of: {known}"
+            )
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= limit:
-                raise PlanearlyError(f"model.{name} is {value!r}, expected 1 to {limit}")
+                raise PlanearlyError(f"model.{name} is {quote(value)}, expected 1 to {limit}")
         if self.width % self.n_heads or (self.width // self.n_heads) % 2:
             raise PlanearlyError(
                 f"model.width {self.width} over {self.n_heads} heads must be an even whole number"
@@ -75,7 +76,9 @@ class SlmConfig:
         """Parse a manifest's `model` object; errors name the field."""
         names = [field.name for field in fields(cls)]
         if sorted(entries) != sorted(names):
-            raise PlanearlyError(f"model has fields {sorted(entries)}, expected exactly {sorted(names)}")
+            raise PlanearlyError(
+                f"model has fields {quote(sorted(entries))}, expected exactly {sorted(names)}"
+            )
         return cls(**entries)
 
 

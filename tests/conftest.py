@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shared.batches import Windows
+from shared.pieces import BYTE_PIECES, SPACE, SPECIAL_PIECES, Pieces, build_tokenizer
 from shared.slm import PRESETS, SlmConfig, build_slm
-from shared.tokenizer import BYTE_PIECES, SPACE, SPECIAL_PIECES, Pieces, build_tokenizer
 
 torch.set_num_threads(1)
 

@@ -145,6 +145,9 @@ def test_a_writer_refuses_what_a_reader_would(tmp_path):
     assert "values: tensor clusters.centroids holds NaN or an infinity" in refusal(
         tmp_path, tensors={"clusters.centroids": torch.full((1, 384), torch.nan)}
     )
+    assert "values: clusters.centroids holds one longer than a mean of unit" in refusal(
+        tmp_path, tensors={"clusters.centroids": torch.full((1, 384), 33 / 640)}
+    )
     assert "tensors: x is torch.float64, expected I64, F32, BF16, F16, U16, U8" in refusal(
         tmp_path, tensors={"x": torch.zeros(1, dtype=torch.float64)}
     )
@@ -163,6 +166,20 @@ def test_a_writer_refuses_what_a_reader_would(tmp_path):
     assert "tensors.'x'.shape is not a list of 1 or 2 or 3" in refusal(
         tmp_path, tensors={"x": torch.zeros(())}
     )
+
+
+def test_each_centroid_is_measured_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("shared.bundle.CHUNK_BYTES", 1000)  # no whole number of centroids
+    manifest = accepted()["pn.st"]
+    tensors = example_tensors(manifest)
+    units_KW = torch.eye(384)[:3]
+    write_bundle(tmp_path / "a", manifest, tensors | {"clusters.centroids": units_KW}, PROVIDER)
+    assert torch.equal(read_everything(tmp_path / "a")["clusters.centroids"], units_KW)
+    for row in range(3):
+        long_KW = units_KW.clone()
+        long_KW[row, 383] = 0.11
+        with pytest.raises(BundleError, match="values: clusters.centroids holds one longer"):
+            write_bundle(tmp_path / "b", manifest, tensors | {"clusters.centroids": long_KW}, PROVIDER)
 
 
 def test_a_header_over_the_limit_is_not_written(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from provider.corpus import list_corpus, read_documents, write_part
 from provider.recipe import CorpusConfig
 from shared.errors import DocumentsError
-from shared.slm import EOS_ID
+from shared.pieces import EOS_ID
 
 CONFIG = CorpusConfig(description="tests")
 

@@ -7,8 +7,8 @@ import pytest
 from provider.recipe import read_recipe
 from shared.bundle import open_bundle
 from shared.materializing import comparison_slm, materialize
+from shared.pieces import read_pieces
 from shared.signature import read_public_key
-from shared.tokenizer import read_pieces
 from tests.parties import run
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"

@@ -90,8 +90,8 @@ PROJECTION_RULES = [
     (lambda m: m["projection"].update(capacity=0), "manifest: projection.capacity is 0"),
     (lambda m: m["projection"].update(expert_size=0), "manifest: projection.expert_size is 0"),
     (lambda m: m["projection"].update(linears="x"), "manifest: projection.linears is not a list"),
-    (lambda m: m["projection"].update(linears=[]), "tensors: projection.linears is ()"),
-    (lambda m: m["projection"].update(linears=[["x"]]), "tensors: projection.linears is"),
+    (lambda m: m["projection"].update(linears=[]), "manifest: projection.linears is not a list of 1"),
+    (lambda m: m["projection"].update(linears=[["x"]]), "manifest: projection.linears is"),
     (lambda m: m["projection"]["linears"].append("lm_head"), "tensors: projection.linears is"),
     (
         lambda m: m["projection"]["linears"].append(m["projection"]["linears"][0]),

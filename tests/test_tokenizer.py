@@ -9,16 +9,8 @@ from transformers import AutoTokenizer
 from provider.corpus import CorpusFile, train_sentencepiece, train_tokenizer
 from shared import tokenizer as module
 from shared.errors import DocumentsError, PlanearlyError
-from shared.slm import EOS_ID
-from shared.tokenizer import (
-    build_tokenizer,
-    cut_windows,
-    decode_window,
-    encode_document,
-    read_pieces,
-    save_tokenizer,
-    write_pieces,
-)
+from shared.pieces import EOS_ID, build_tokenizer, read_pieces, write_pieces
+from shared.tokenizer import cut_windows, decode_window, encode_document, save_tokenizer
 from tests.conftest import make_pieces
 
 TEXT = (
@@ -114,9 +106,16 @@ def broken(change):
         (broken(lambda e: e.append(["x" * 65, 0])), "1 to 64 characters"),
         (broken(lambda e: e.append(["", 0])), "1 to 64 characters"),
         (broken(lambda e: e.append(["zz"])), "not a .piece, score. pair"),
-        (broken(lambda e: e.append(["zz", float("nan")])), "not a finite number"),
-        (broken(lambda e: e.append(["zz", True])), "not a finite number"),
+        (broken(lambda e: e.append(["zz", float("nan")])), "not a log probability"),
+        (broken(lambda e: e.append(["zz", True])), "not a log probability"),
+        (broken(lambda e: e.append(["zz", 0.5])), "a number from -1000000 to 0"),
+        (broken(lambda e: e.append(["zz", -1000000.5])), "not a log probability"),
+        (broken(lambda e: e.append(["zz", -(10**400)])), "not a log probability"),
+        (broken(lambda e: e.append(["zz", float("-inf")])), "not a log probability"),
         (broken(lambda e: e.append(["▁the", 0])), "repeats"),
+        (broken(lambda e: e.append(["a\ud800", 0])), "half a surrogate pair"),
+        (broken(lambda e: e.append(["a\n", 0])), "holds a line end"),
+        (broken(lambda e: e.append(["▁▁", 0])), "a space after"),
         (broken(lambda e: e.append(["a▁b", 0])), "a space after"),
     ],
 )

@@ -137,8 +137,8 @@ def test_before_is_the_loss_of_the_expert_as_published(specialized):
     from shared.bundle import open_bundle
     from shared.losses import evaluate
     from shared.materializing import comparison_slm, materialize
+    from shared.pieces import build_tokenizer, read_pieces
     from shared.signature import read_public_key
-    from shared.tokenizer import build_tokenizer, read_pieces
 
     folder, _ = specialized
     report = json.loads((folder / "specialized" / "report.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from shared import contents, envelope, manifest, signature, strict_json
+from shared import contents, envelope, manifest, pieces, signature, strict_json
 from shared.bundle import MAX_HEADER_BYTES, STEPS, open_bundle
 from shared.errors import BundleError, SignatureError
 from shared.slm import CLASSES, LIMITS
@@ -177,6 +177,8 @@ def second_reader(content, public):
     for name, entry in entries.items():
         part = data[slice(*entry["data_offsets"])]
         assert hashlib.sha256(part).hexdigest() == m["tensors"][name]["sha256"]
+        if name == "clusters.centroids":
+            assert np.square(np.frombuffer(part, "<f4").reshape(-1, 384), dtype=float).sum(1).max() <= 1.01
         if entry["dtype"] in ("F32", "F16"):
             assert np.isfinite(np.frombuffer(part, "<f4" if entry["dtype"] == "F32" else "<f2")).all()
         elif entry["dtype"] == "BF16":
@@ -287,6 +289,9 @@ def test_the_numbers_of_the_spec_are_those_of_the_code():
         f"1 to {manifest.MAX_TEXT_CHARACTERS} characters",
         f"`capacity` H (1 to {manifest.MAX_CAPACITY})",
         f"`expert_size` M (1 to {manifest.MAX_EXPERT_SIZE})",
+        f"sum to at most {contents.MAX_SQUARED_NORM};",
+        f"A piece is 1 to {pieces.MAX_PIECE_CHARACTERS}\ncharacters",
+        f"log probability is from {pieces.MIN_SCORE:.0f} to 0",
         f"at most {strict_json.MAX_DEPTH - 1} objects and lists inside one another",
         f"`width` W ({manifest.WIDTH})",
         f"`sub_window_pieces` ({manifest.SUB_WINDOW_PIECES})",

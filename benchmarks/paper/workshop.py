@@ -41,9 +41,10 @@ from shared.embedding import embed_texts, find_embedder_files, load_embedder
 from shared.files import write_atomic
 from shared.importance import importance_weights
 from shared.losses import evaluate
+from shared.pieces import build_tokenizer, read_pieces
 from shared.replay import replay_windows
 from shared.slm import build_slm, count_parameters
-from shared.tokenizer import build_tokenizer, decode_window, read_pieces
+from shared.tokenizer import decode_window
 
 FROM_SCRATCH = 8
 """Times as many passes, at most, for a model that starts from nothing; early stopping ends most."""

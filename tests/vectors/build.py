@@ -90,7 +90,7 @@ def example_tensors(manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     n, projection = manifest["clusters"]["n"], manifest.get("projection")
     linears = projection["linears"] if projection else []
     tensors = {
-        "clusters.centroids": fill((n, 384)),
+        "clusters.centroids": fill((n, 384)) / 16,
         "clusters.counts": torch.arange(1, n + 1),
         "files.tokenizer.json": torch.tensor(list(b'{"pieces":[]}'), dtype=torch.uint8),
     }
@@ -354,6 +354,8 @@ def refused(good: dict[str, bytes]) -> dict[str, tuple[str, bytes]]:
         "flipped-data-byte.st": ("digest", slm[:-1] + bytes([slm[-1] ^ 1])),
         "nan-in-centroids.st": ("values", values("clusters.centroids", nan)),
         "infinity-in-weight.st": ("values", values(norm, infinity)),
+        # The squares of 384 components of 33/640 sum to 1.021.
+        "centroid-too-long.st": ("values", values("clusters.centroids", struct.pack("<f", 33 / 640) * 384)),
         "negative-count.st": ("values", values("clusters.counts", struct.pack("<qq", -1, 4), good["pn.st"])),
         "replay-token-beyond-vocabulary.st": (
             "values",

@@ -1,0 +1,109 @@
+"""A foreign tokenizer is built in a child process first, which may die of it.
+
+The tokenizers library is Rust written for trusted files: what it did not expect ends in a panic (in Python
+a BaseException), an abort, or all of the memory. So a process with limits and nothing to lose goes first.
+It gets the piece list on its standard input, no private text, and inherits the walls; what it survives, the
+parent does again. The check of the list itself (shared/pieces.py) is not replaced by this.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+from shared.errors import BundleError, PlanearlyError
+from shared.pieces import SPACE, build_tokenizer, read_pieces
+from shared.strict_json import UNPRINTABLE
+
+PROBE_CHARACTERS = 20_000
+"""Of the pieces themselves, encoded and decoded again in the child."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use before it is taken for hostile. All ours."""
+
+    memory_bytes: int = 512 << 20
+    """Of address space (Linux). 65,536 pieces of 8 random letters, which share nothing, need less."""
+    cpu_s: int = 5
+    wall_s: float = 20.0
+    """For a machine that is busy."""
+
+
+LIMITS = Limits()
+
+START = """
+import gc, json, sys
+gc.disable()  # a short life, in which a hostile list of millions would be walked again and again
+path, limits, argument = json.loads(sys.argv[1])
+sys.path[:] = path
+if sys.platform == "linux":
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"],) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"],) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+content = sys.stdin.buffer.read()
+"""
+"""What every child begins with: the parent's import path, then the limits, then the bytes."""
+
+BUILD = """
+from owner.trying import build
+sys.exit(build(content, argument))
+"""
+
+
+def try_tokenizer(content: bytes, vocab_size: int) -> None:
+    """Build and use a piece list's tokenizer in a child; raises BundleError unless that goes well."""
+    run_limited(BUILD, content, vocab_size)
+
+
+def run_limited(code: str, content: bytes, argument: int = 0, limits: Limits = LIMITS) -> None:
+    """Run Python code in a child that has `content` and `argument` as variables, and limits.
+
+    What it prints is its refusal; ending in any other way than with status 0 is one too. Raises
+    BundleError with the reason.
+    """
+    # Not the current folder (""), which may be anyone's.
+    start = json.dumps([[entry for entry in sys.path if entry], asdict(limits), argument])
+    said = b""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", START + code, start],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as child:
+        try:
+            said, _ = child.communicate(content, timeout=limits.wall_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            child.kill()
+    if said:
+        raise _refusal(UNPRINTABLE.sub("?", said[:300].decode("ascii", "replace").strip()))
+    if child.returncode == -signal.SIGKILL:
+        raise _refusal("tokenizer: building it took too long, or was killed")
+    if child.returncode < 0:
+        raise _refusal(f"tokenizer: building it ended the process: {signal.strsignal(-child.returncode)}")
+    if child.returncode:
+        raise _refusal("tokenizer: building it failed, or took too much memory")
+
+
+def _refusal(message: str) -> BundleError:
+    return BundleError(message, hint="get the file from its provider again, and tell the provider")
+
+
+def build(content: bytes, vocab_size: int) -> int:
+    """What the child does: check, build, encode and decode; 0, or 1 and the reason on standard output."""
+    try:
+        pieces = read_pieces(content, vocab_size)
+    except PlanearlyError as error:
+        print(ascii(str(error))[1:-1])
+        return 1
+    tokenizer = build_tokenizer(pieces)
+    text = "".join(piece for piece, _ in pieces)[:PROBE_CHARACTERS]
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if tokenizer.decode(ids, skip_special_tokens=False) != text.replace(SPACE, " "):
+        print("tokenizer: does not give back a text that it has read")
+        return 1
+    return 0
