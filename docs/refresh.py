@@ -28,6 +28,7 @@ OTHER_FILES = {
     "README.md": "this page",
     "CONTRIBUTING.md": "style, commands, how to add a rule, a vector, a decision, an experiment",
     "CHANGELOG.md": "what changed; the bundle format has a line of its own",
+    "SECURITY.md": "what is promised, how to check it, how to report that it does not hold",
     "LICENSE": "Apache-2.0",
     "Makefile": "every habit is one command",
     "pyproject.toml": "the distribution, its two commands, the import contract, tool settings",
@@ -47,7 +48,7 @@ OTHER_FILES = {
     "docs/architecture.md": "one page, one picture: floors, data flow, stages, what lies where",
     "docs/paper-map.md": "equation or section to file and function; what we do differently",
     "docs/bundle-format.md": "the specification of a bundle",
-    "docs/threat-model.md": "what is protected, against whom, by what, and what is not",
+    "docs/threat-model.md": "what is protected, against whom, by what, which test shows it, what is left",
     "docs/experiments.md": "results and failed attempts, newest first",
     "docs/decisions/*.md": "one page per decision that closes a door",
 }

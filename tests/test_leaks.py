@@ -14,8 +14,9 @@ import pytest
 
 from owner.trust import pin_key
 from shared.bundle import open_bundle
+from shared.pieces import build_tokenizer, read_pieces
 from shared.signature import read_public_key
-from shared.tokenizer import build_tokenizer, encode_document, read_pieces
+from shared.tokenizer import encode_document
 from tests.parties import ROOT, write_private
 from tests.test_isolation import PROBES, listeners  # noqa: F401
 
