@@ -143,7 +143,8 @@ def locked(folder: Path) -> Iterator[None]:
             is_mine = False
         if not is_mine:  # held by another, or by one that has just ended and removed it
             raise PlanearlyError(
-                f"{folder}: another process is at work there", hint="wait until it ends, or name another folder"
+                f"{folder}: another process is at work there",
+                hint="wait until it ends, or name another folder",
             )
         yield
     finally:

@@ -174,8 +174,8 @@ class _Run:
         first = self.history[0]["heldout_loss"]
         if train_loss is not None and min(train_loss, heldout_loss) > first + DIVERGED_NATS:
             raise _DivergedError(
-                f"the held-out loss after {self.step} steps is {heldout_loss:.2f} nats/token, before the first"
-                f" it was {first:.2f}"
+                f"the held-out loss after {self.step} steps is {heldout_loss:.2f} nats/token,"
+                f" before the first it was {first:.2f}"
             )
         if heldout_loss < self.best_loss:
             self.best_step, self.best_loss = self.step, heldout_loss
