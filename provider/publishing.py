@@ -166,8 +166,9 @@ def _write(
     path = out / f"{name}.st"
     staged = out / f".{name}.unchecked"
     with locked(out):
-        for stale in out.glob(f".*{name}.unchecked*"):
-            remove(stale)  # of a killed release
+        for pattern in (f".*{name}.unchecked*", f".{PUBLIC_KEY_FILE}.*"):
+            for stale in out.glob(pattern):  # of a killed release
+                remove(stale)
         try:
             write_bundle(staged, manifest, tensors, key)
             check(staged)
