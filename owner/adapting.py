@@ -308,4 +308,5 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "tokens": result.tokens,
         "seconds": result.seconds,
         "history": result.history,
+        "diverged": result.diverged,
     }

@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from owner.windows import Split
 from shared.batches import Sampler, all_microbatches, pack_rows
+from shared.errors import PlanearlyError
 from shared.losses import LossFunction, sum_nats
 from shared.training import Say, TrainConfig, TrainResult, train
 
@@ -38,7 +39,8 @@ class FinetuneConfig:
     evals_per_epoch: int = 2
     """Held-out losses per pass. Ours."""
     patience_evals: int = 3
-    """Held-out losses without a better one before stopping. Ours; the paper gives no number."""
+    """Held-out losses without a better one before stopping, 1 or more: what is worse than the start is never
+    the result. Ours; the paper gives no number."""
     least_steps_per_epoch: int = 64
     """With little text the batch shrinks until a pass has this many optimizer steps. Ours."""
     rows_per_microbatch: int = 4
@@ -49,6 +51,10 @@ class FinetuneConfig:
     """Share of the peak reached at the last step, by a cosine. Ours."""
     checkpoint_every_s: float = 15.0
     """Seconds between checkpoints; does not change the result."""
+
+    def __post_init__(self) -> None:
+        if self.patience_evals < 1:
+            raise PlanearlyError(f"patience_evals is {self.patience_evals}, expected 1 or more")
 
 
 def train_config(

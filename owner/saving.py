@@ -4,8 +4,6 @@
 documents but the weights. `OUT/report.json` names the expert and the histogram, so it lies outside.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from shared.files import sync_folder, write_json
+from shared.files import make_folder, remove, rename, sync_tree, write_json
 from shared.tokenizer import save_tokenizer
 
 MODEL_FOLDER, REPORT_FILE = "model", "report.json"
@@ -31,18 +29,13 @@ def save_specialized(
     Weights are float32, in shards as transformers writes them. Raises OSError (no space left) with no
     `out` left behind.
     """
-    shutil.rmtree(staged, ignore_errors=True)
+    remove(staged)
     folder = staged / MODEL_FOLDER
-    folder.mkdir(parents=True)
+    make_folder(folder)
     model.config.use_cache = True
     disable_progress_bar()
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
     write_json(staged / REPORT_FILE, report)
-    for path in folder.iterdir():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
-    sync_folder(folder)
-    sync_folder(staged)
-    os.rename(staged, out)
-    sync_folder(out.parent)
+    sync_tree(staged)
+    rename(staged, out)

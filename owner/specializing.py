@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,12 +24,12 @@ from owner.places import unfinished_folder
 from owner.replaying import ReplayConfig
 from owner.saving import REPORT_FILE, save_specialized
 from owner.selecting import Selection, embed_windows, select_expert
-from owner.unfinished import check_space, finished_report, open_work
+from owner.unfinished import check_space, discard_work, finished_report, open_work
 from owner.walking import Skipped
 from owner.windows import PrivateWindows, split_documents, window_documents
 from shared.bundle import Bundle
 from shared.device import choose_device
-from shared.files import write_json
+from shared.files import locked, make_folder, write_json
 from shared.replay import replay_windows
 from shared.training import Say
 
@@ -133,6 +132,10 @@ def specialize(
         if out.exists():
             return finished_report(out, run, work, say)
         check_space(out.parent, manifest.model, _count_trainings(config, bundle))
+        make_folder(work, 0o700)
+        stack.enter_context(locked(work))
+        if out.exists():  # finished by another process meanwhile
+            return finished_report(out, run, work, say)
         open_work(work, run, say)
         with clock.stage("select"):
             selection, replay_histogram = _select(
@@ -166,6 +169,7 @@ def specialize(
             perplexity |= {f"slm_{when}": figures[SLM][when] for when in ("before", "after")}
         report: dict[str, Any] = {
             "perplexity": perplexity,
+            "result": _result(figures[adapted.chosen.name]),
             "select": config.select,
             "chosen": adapted.chosen.name,
             "starts": [_without_vector(start) for start in adapted.starts],
@@ -187,8 +191,9 @@ def specialize(
             "seconds": clock.seconds,
             "run": run,
         }
+        say(f"result       {report['result']}")
         save_specialized(work / "result", out, adapted.model.cpu(), tokenizer, report)
-        shutil.rmtree(work, ignore_errors=True)
+        discard_work(work)
         return report
 
 
@@ -200,6 +205,15 @@ def _name(bundle: Bundle) -> dict[str, Any]:
         "key_id": bundle.key_id,
         "file": bundle.path.name,
     }
+
+
+def _result(figures: dict[str, Any]) -> str:
+    """Say in words what the model folder holds."""
+    if figures["after"] < figures["before"]:
+        text = f"fine-tuned, as after step {figures['best_step']} of {figures['steps']}"
+    else:
+        text = "as it was before fine-tuning: no step was better on the held-out text"
+    return text + (f"; stopped early: {figures['diverged']}" if figures["diverged"] else "")
 
 
 def _without_vector(start: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The folder of an unfinished run, beside the out folder: enough space, whose it is, what is done already."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import Any
 
 from owner.saving import REPORT_FILE
 from shared.errors import PlanearlyError
-from shared.files import write_json
+from shared.files import remove, write_json
 from shared.slm import SlmConfig, build_slm, count_parameters
 from shared.training import Say
 
-BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * (3 * 3 + 1)
-"""Float32 weights of the result; weights and two moments in three checkpoints while one is being written,
-and the best step, of each training."""
+BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * 4 * 3
+"""Float32 weights of the result; weights, two moments and the best step's weights in three checkpoints, while
+one is being written, of each training."""
 RUN_FILE = "run.json"
 
 
@@ -38,12 +39,12 @@ def finished_report(out: Path, run: str, work: Path, say: Say) -> dict[str, Any]
     if not isinstance(report, dict) or report.get("run") != run:
         raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
     say(f"{out}: already finished by the same command")
-    shutil.rmtree(work, ignore_errors=True)
+    discard_work(work)
     return report
 
 
 def open_work(work: Path, run: str, say: Say) -> None:
-    """Make the work folder, or keep that of the same run; state of other inputs is dropped."""
+    """Keep what the same run left in the work folder; state of other inputs is dropped."""
     try:
         found = json.loads((work / RUN_FILE).read_text())["run"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -54,10 +55,13 @@ def open_work(work: Path, run: str, say: Say) -> None:
     if found is not None:
         say("starting over: the unfinished run had other inputs")
     # The folder itself stays: the walls around this process know it by its inode.
-    work.mkdir(mode=0o700, exist_ok=True)
+    remove(work / RUN_FILE)  # first: killed in between, the rest must not pass for that run's state
     for path in work.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
     write_json(work / RUN_FILE, {"run": run})
+
+
+def discard_work(work: Path) -> None:
+    """Delete the work folder of a run whose result is saved; what cannot be deleted does no harm."""
+    with contextlib.suppress(OSError):
+        remove(work)

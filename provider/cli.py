@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shared.errors import PlanearlyError, error_lines
+from shared.errors import EXPECTED_ERRORS, error_lines
 
 
 def say(line: str) -> None:
@@ -20,8 +20,11 @@ def errors_printed() -> Iterator[None]:
     """Print an expected error as `shared.errors.error_lines` words it and exit with 1."""
     try:
         yield
-    except (PlanearlyError, OSError, KeyboardInterrupt) as error:
-        for line in error_lines(error):
+    except EXPECTED_ERRORS as error:
+        lines = error_lines(error)
+        if not lines:
+            raise
+        for line in lines:
             say(line)
         sys.exit(1)
 

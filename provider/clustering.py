@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from shared.embedding import WIDTH, Embedder, embed_texts
-from shared.files import write_atomic
+from shared.files import remove, write_atomic
 from shared.tokenizer import decode_window
 from shared.training import Say
 
@@ -49,7 +49,7 @@ def embed_part(
         parts = [np.load(group) for group in groups]
         np.save(out, np.concatenate(parts) if parts else np.zeros((0, WIDTH), np.float32))
     for group in groups:
-        group.unlink()
+        remove(group)
 
 
 def sample_windows(parts: list[tuple[np.ndarray, np.ndarray]], fit_windows: int, seed: int) -> np.ndarray:

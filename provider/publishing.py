@@ -17,7 +17,7 @@ from shared.bundle import open_bundle, write_bundle
 from shared.checkpoints import load_checkpoint
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH, find_embedder_files
 from shared.errors import BundleError
-from shared.files import write_atomic
+from shared.files import locked, remove, rename, write_atomic
 from shared.losses import evaluate
 from shared.materializing import materialize
 from shared.pieces import read_pieces
@@ -165,16 +165,18 @@ def _write(
     name = manifest["name"]
     path = out / f"{name}.st"
     staged = out / f".{name}.unchecked"
-    for stale in out.glob(f".*{name}.unchecked*"):
-        stale.unlink()  # of a killed release
-    try:
-        write_bundle(staged, manifest, tensors, key)
-        check(staged)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-    with write_atomic(out / PUBLIC_KEY_FILE) as file:
-        file.write(public_key_pem(key.public_key))
+    with locked(out):
+        for pattern in (f".*{name}.unchecked*", f".{PUBLIC_KEY_FILE}.*"):
+            for stale in out.glob(pattern):  # of a killed release
+                remove(stale)
+        try:
+            write_bundle(staged, manifest, tensors, key)
+            check(staged)
+            rename(staged, path)
+        finally:
+            remove(staged)
+        with write_atomic(out / PUBLIC_KEY_FILE) as file:
+            file.write(public_key_pem(key.public_key))
     (out / PUBLIC_KEY_FILE).chmod(0o644)
     path.chmod(0o644)
     say(f"{'bundle':<12} {path} · {path.stat().st_size:,} bytes · key {key.public_key.key_id}")

@@ -20,7 +20,7 @@ from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
 from shared.errors import DocumentsError
-from shared.files import write_atomic, write_json
+from shared.files import check_writable, locked, make_folder, write_atomic, write_json
 from shared.pieces import build_tokenizer, read_pieces, write_pieces
 from shared.training import Say
 
@@ -249,58 +249,61 @@ def release(
     With an expert, that one of kind mix is trained alone and published as one model (Fig. 8). A recipe with
     [replay] gets `<out>/<name>-replay.st` too. The same corpus, recipe and key give the same bytes on one
     CPU, killed on the way or not.
-    Raises DocumentsError, RecipeError, CheckpointError, BundleError, OSError; finished stages stay.
+    Raises DocumentsError, RecipeError, CheckpointError, BundleError, OSError; PlanearlyError when another
+    release is at work in `work`. Finished stages stay.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    tokenizer, cut, n_parts = prepare_corpus(recipe, corpus, work, say)
+    make_folder(work)
+    make_folder(out)
+    check_writable(out)
+    with locked(work):
+        tokenizer, cut, n_parts = prepare_corpus(recipe, corpus, work, say)
 
-    def cluster(clustering: ClusteringConfig) -> tuple[Stage, Stage]:
-        return cluster_corpus(
-            clustering, recipe.seed, work, tokenizer, cut, n_parts, device, embedder_folder, say
-        )
+        def cluster(clustering: ClusteringConfig) -> tuple[Stage, Stage]:
+            return cluster_corpus(
+                clustering, recipe.seed, work, tokenizer, cut, n_parts, device, embedder_folder, say
+            )
 
-    clusters, windows = cluster(recipe.clustering)
-    counts_K, centroids_KW = read_clusters(clusters)
-    weights_K, record = None, dict[str, Any]()
-    if request_path is not None:
-        weights_K, record = weights_of_request(recipe, request_path, centroids_KW, counts_K)
-    if expert is not None:
-        recipe = one_expert(recipe, expert)
-    experts = () if expert is None else (expert,)
-    systems = {
-        system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts)
-        for system in (recipe.kind, *recipe.comparison)
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    common: dict[str, Any] = {
-        "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
-        "out": out,
-        "key": key,
-        "embedder_folder": embedder_folder,
-        "say": say,
-    }
-    path = publish(
-        recipe,
-        centroids=centroids_KW,
-        counts=counts_K,
-        systems={system: stage.folder for system, stage in systems.items()},
-        heldout=load_windows(windows.folder, "heldout", recipe.clustering.n_clusters),
-        expert=expert,
-        record=record,
-        **common,
-    )
-    if recipe.replay is not None:
-        n_clusters = recipe.replay.n_clusters or recipe.clustering.n_clusters
-        clusters, windows = cluster(replace(recipe.clustering, n_clusters=n_clusters))
+        clusters, windows = cluster(recipe.clustering)
         counts_K, centroids_KW = read_clusters(clusters)
-        publish_replay(
+        weights_K, record = None, dict[str, Any]()
+        if request_path is not None:
+            weights_K, record = weights_of_request(recipe, request_path, centroids_KW, counts_K)
+        if expert is not None:
+            recipe = one_expert(recipe, expert)
+        experts = () if expert is None else (expert,)
+        systems = {
+            system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts)
+            for system in (recipe.kind, *recipe.comparison)
+        }
+        common: dict[str, Any] = {
+            "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
+            "out": out,
+            "key": key,
+            "embedder_folder": embedder_folder,
+            "say": say,
+        }
+        path = publish(
             recipe,
             centroids=centroids_KW,
             counts=counts_K,
-            windows=load_windows(windows.folder, "train", n_clusters),
+            systems={system: stage.folder for system, stage in systems.items()},
+            heldout=load_windows(windows.folder, "heldout", recipe.clustering.n_clusters),
+            expert=expert,
+            record=record,
             **common,
         )
-    return path
+        if recipe.replay is not None:
+            n_clusters = recipe.replay.n_clusters or recipe.clustering.n_clusters
+            clusters, windows = cluster(replace(recipe.clustering, n_clusters=n_clusters))
+            counts_K, centroids_KW = read_clusters(clusters)
+            publish_replay(
+                recipe,
+                centroids=centroids_KW,
+                counts=counts_K,
+                windows=load_windows(windows.folder, "train", n_clusters),
+                **common,
+            )
+        return path
 
 
 def read_clusters(clusters: Stage) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import CheckpointError
-from shared.files import remove_stale, write_json
+from shared.files import make_folder, remove_stale, write_json
 
 DONE = "done.json"
 
@@ -41,7 +41,7 @@ def run_stage(work: Path, name: str, inputs: dict[str, Any], run: Callable[[Path
             return Stage(folder, digest, json.loads(done.read_text())["report"], was_done=True)
         except (ValueError, KeyError):
             raise CheckpointError(f"{done}: damaged", hint=f"delete {folder} to repeat the stage") from None
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_stale(folder)
     report = run(folder)
     write_json(done, {"inputs": inputs, "report": report})

@@ -4,6 +4,8 @@ A message says what, where, and found against expected; the hint is one thing th
 it. Neither ever quotes private text. Only the two `cli.py` files catch these, print them and exit.
 """
 
+import re
+
 
 class PlanearlyError(Exception):
     """An input, a file or a machine is not as it must be; `hint` says what the reader can do."""
@@ -37,11 +39,27 @@ class IsolationError(PlanearlyError):
     """The walls around private text cannot be put up on this machine."""
 
 
-def error_lines(error: PlanearlyError | OSError | KeyboardInterrupt) -> list[str]:
-    """Return what a command prints of an expected error before it exits with 1: message, then hint."""
+EXPECTED_ERRORS = (PlanearlyError, OSError, KeyboardInterrupt, MemoryError, RuntimeError, ImportError)
+"""What a command may end with, if `error_lines` has words for it."""
+OUT_OF_MEMORY = re.compile(r"(out of|allocate) memory|failed to map segment|can't start new thread")
+"""How torch, its devices, the loader of libraries and Python say that there is no more."""
+
+
+def error_lines(error: BaseException) -> list[str]:
+    """Return what a command prints of an expected error before it exits with 1: message, then hint.
+
+    None at all for one that nobody expected: that is a bug, whose traceback is wanted.
+    """
     if isinstance(error, PlanearlyError):
         return [f"error: {error}"] + ([f"hint: {error.hint}"] if error.hint else [])
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return [
+            "error: out of memory; nothing that was saved is lost",
+            "hint: close other programs or raise the limit; the same command goes on from here",
+        ]
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return [f"error: {where}{error.strerror or error}"]
-    return ["interrupted; the same command goes on from here"]
+    if isinstance(error, KeyboardInterrupt):
+        return ["interrupted; the same command goes on from here"]
+    return []

@@ -18,15 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from shared.batches import Microbatch, Sampler
-from shared.checkpoints import load_checkpoint, load_newest, save_checkpoint, save_step
+from shared.checkpoints import load_newest, save_step
 from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
-from shared.files import remove_stale
+from shared.files import make_folder, remove_stale
 from shared.losses import LossFunction, Network, evaluate, sum_nats
 
 Say = Callable[[str], None]
 SAY_EVERY_S = 10.0
-BEST_FILE = "best.safetensors"
+DIVERGED_NATS = 3.0
+"""A run has diverged whose training and held-out loss are both this far above the held-out loss before the
+first step: perplexity times 20. The held-out loss alone may only show too little text. Ours."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class TrainConfig:
     """Optimizer steps between held-out losses."""
     patience_evals: int = 0
     """Held-out losses in a row that are no better than the best before stopping; 0: never stop.
-    With a patience, the best step's weights are the result; without, the last step's."""
+    With a patience, the best step's weights are the result, of a run that diverges too; without, the last
+    step's, and to diverge is an error."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints; does not change the result."""
 
@@ -98,6 +101,12 @@ class TrainResult:
     seconds: float
     """Spent, held-out losses included, over all the processes that worked on it."""
     history: list[HeldoutEntry] = field(default_factory=list)
+    diverged: str | None = None
+    """Why the run stopped early, in words, if its loss or a gradient was not a number or far too high."""
+
+
+class _DivergedError(PlanearlyError):
+    """A loss or a gradient is not a number, or the held-out loss far above that of the start."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -143,12 +152,14 @@ class _Run:
 
     def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, run: str) -> None:
         self.parameters, self.run = parameters, run
+        self.keeps_best = config.patience_evals > 0
         self.optimizer = torch.optim.Adam(
             parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
         )
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.best_step, self.best_loss = 0, math.inf
+        self.best_values: dict[str, Tensor] = {}
         self.history: list[HeldoutEntry] = []
 
     def goes_on(self, patience_evals: int) -> bool:
@@ -156,11 +167,29 @@ class _Run:
         after_best = sum(entry["step"] > self.best_step for entry in self.history)
         return patience_evals == 0 or after_best < patience_evals
 
-    def values(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.parameters.items()}
+    def take_heldout(self, train_loss: float | None, heldout_loss: float) -> None:
+        """Record the held-out loss of this step; raises _DivergedError."""
+        self.check("the held-out loss", heldout_loss)
+        self.history.append({"step": self.step, "train_loss": train_loss, "heldout_loss": heldout_loss})
+        first = self.history[0]["heldout_loss"]
+        if train_loss is not None and min(train_loss, heldout_loss) > first + DIVERGED_NATS:
+            raise _DivergedError(
+                f"the held-out loss after {self.step} steps is {heldout_loss:.2f} nats/token,"
+                f" before the first it was {first:.2f}"
+            )
+        if heldout_loss < self.best_loss:
+            self.best_step, self.best_loss = self.step, heldout_loss
+            if self.keeps_best:
+                self.best_values = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+
+    def check(self, what: str, value: float) -> None:
+        """Raise _DivergedError unless a figure of the present weights is finite."""
+        if not math.isfinite(value):
+            raise _DivergedError(f"{what} after {self.step} steps is not a number")
 
     def save(self, folder: Path) -> None:
-        tensors = self.values()
+        tensors = {name: p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
         for name, parameter in self.parameters.items():
             state = self.optimizer.state.get(parameter)
             if state:
@@ -182,8 +211,8 @@ class _Run:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[name])
 
-    def resume(self, folder: Path) -> bool:
-        checkpoint = load_newest(folder, self.run)
+    def resume(self, folder: Path, say: Say) -> bool:
+        checkpoint = load_newest(folder, self.run, say)
         if checkpoint is None:
             return False
         record = checkpoint.record
@@ -193,6 +222,8 @@ class _Run:
         self.best_step, self.history = record["best_step"], record["history"]
         self.best_loss = math.inf if record["best_loss"] is None else record["best_loss"]
         for name, parameter in self.parameters.items():
+            if self.keeps_best:
+                self.best_values[name] = checkpoint.tensors[f"best.{name}"]
             if f"adam_mean.{name}" in checkpoint.tensors:
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.step), device=parameter.device),
@@ -217,85 +248,85 @@ def train(
 
     `loss_of` is what is minimized; held-out losses are always nats. `inputs` is a digest of everything else
     that decides the result (data, starting weights, loss): a checkpoint of other inputs is refused. The
-    held-out loss is also taken before the first step. With a patience,
-    the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
-    Raises CheckpointError (damaged or foreign state), PlanearlyError (the loss is not a number), OSError.
+    held-out loss is also taken before the first step. With a patience, the model ends with the best step's
+    weights, step 0 included: fine-tuning never makes it worse. Weights are saved once they have given a
+    finite loss and gradient, so a run that diverges leaves its last good checkpoint.
+    Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError.
     """
     identity = json.dumps([inputs, sampler.seed, config.result_fields()], sort_keys=True)
     run = hashlib.sha256(identity.encode()).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_stale(folder)
     keep_freed_memory()
     parameters = trained_parameters(model, network)
     state = _Run(parameters, config, run)
-    keeps_best = config.patience_evals > 0
-    if state.resume(folder):
+    saved_step = -1
+    if state.resume(folder, say):
         say(f"resumed at step {state.step}/{config.steps}")
+        saved_step = state.step
     loss: float | None = None
+    diverged: str | None = None
     saved_s = said_s = time.monotonic()
     started_s = saved_s - state.seconds
     said_tokens = state.tokens
 
     def take_heldout() -> bool:
-        """Record the held-out loss of this step; say whether to go on."""
-        found = evaluate(model, network, heldout()).mean
-        state.history.append({"step": state.step, "train_loss": loss, "heldout_loss": found})
-        if not math.isfinite(found):
-            raise PlanearlyError(
-                f"the held-out loss at step {state.step} is not a number",
-                hint="use a lower learning rate",
-            )
-        if found < state.best_loss:
-            state.best_step, state.best_loss = state.step, found
-            if keeps_best:
-                save_checkpoint(folder / BEST_FILE, state.values(), {"run": run, "step": state.step})
+        state.take_heldout(loss, evaluate(model, network, heldout()).mean)
         return state.goes_on(config.patience_evals)
 
-    go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
-    while go_on and state.step < config.steps:
-        batches = sampler.step(state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config, state.step)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = train_step(model, network, batches, loss_of)
-        torch.nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm)
-        state.optimizer.step()
-        state.step += 1
-        state.tokens += sum(batch.n_tokens for batch in batches)
-        if not math.isfinite(loss):
-            raise PlanearlyError(
-                f"the training loss at step {state.step} is not a number",
-                hint="use a lower learning rate",
-            )
-        if state.step % config.eval_every_steps == 0 or state.step == config.steps:
-            go_on = take_heldout()
-        now_s = time.monotonic()
-        if now_s - said_s >= SAY_EVERY_S or state.step == config.steps or not go_on:
-            rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
-            per_step = state.tokens / state.step
-            left_s = (config.steps - state.step) * per_step / max(1.0, rate)
-            say(
-                f"step {state.step}/{config.steps} · train {loss:.3f}"
-                f" · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
-                f" · {rate / 1000:.1f}k tokens/s · {_duration(left_s)} left"
-            )
-            said_s, said_tokens = now_s, state.tokens
-        state.seconds = now_s - started_s
-        if now_s - saved_s >= config.checkpoint_every_s:
+    try:
+        go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
+        while go_on and state.step < config.steps:
+            batches = sampler.step(state.step)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(config, state.step)
+            state.optimizer.zero_grad(set_to_none=True)
+            loss = train_step(model, network, batches, loss_of)
+            gradient_norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))
+            state.check("the training loss", loss)
+            state.check("the gradient", gradient_norm)
+            now_s = time.monotonic()
+            state.seconds = now_s - started_s
+            if now_s - saved_s >= config.checkpoint_every_s and state.step != saved_step:
+                state.save(folder)
+                saved_step, saved_s = state.step, time.monotonic()
+            state.optimizer.step()
+            state.step += 1
+            state.tokens += sum(batch.n_tokens for batch in batches)
+            if state.step % config.eval_every_steps == 0 or state.step == config.steps:
+                go_on = take_heldout()
+            now_s = time.monotonic()
+            if now_s - said_s >= SAY_EVERY_S or state.step == config.steps or not go_on:
+                rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+                per_step = state.tokens / state.step
+                left_s = (config.steps - state.step) * per_step / max(1.0, rate)
+                say(
+                    f"step {state.step}/{config.steps} · train {loss:.3f}"
+                    f" · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
+                    f" · {rate / 1000:.1f}k tokens/s · {_duration(left_s)} left"
+                )
+                said_s, said_tokens = now_s, state.tokens
+        state.seconds = time.monotonic() - started_s
+        if state.step != saved_step:
             state.save(folder)
-            saved_s = time.monotonic()
-    state.save(folder)
-    if keeps_best:
-        best = load_checkpoint(folder / BEST_FILE)
-        state.load_values(best.tensors)
+    except _DivergedError as error:
+        if not state.best_values:
+            raise PlanearlyError(
+                f"{error}; good checkpoints stay in {folder}", hint="use a lower learning rate"
+            ) from None
+        diverged = str(error)
+        say(f"stopped: {diverged}; keeping step {state.best_step}, the best on held-out text")
+    if state.keeps_best:
+        state.load_values(state.best_values)
     last = state.history[-1]
     return TrainResult(
-        step=state.best_step if keeps_best else state.step,
+        step=state.best_step if state.keeps_best else state.step,
         steps_run=state.step,
-        heldout_loss=state.best_loss if keeps_best else last["heldout_loss"],
+        heldout_loss=state.best_loss if state.keeps_best else last["heldout_loss"],
         tokens=state.tokens,
         seconds=round(state.seconds, 3),
         history=state.history,
+        diverged=diverged,
     )
 
 

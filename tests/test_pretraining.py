@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from provider.pretraining import COST_FILE, WEIGHTS_FILE, pretrain
 from provider.recipe import ProjectionConfig, read_recipe
 from shared.batches import Sampler, alone
+from shared.checkpoints import load_checkpoint
 from shared.projection import ProjectedNetwork, feed_forward_linears, project
 from shared.slm import PRESETS, build_slm
 from shared.training import train_step
@@ -49,7 +49,7 @@ def run(recipe, tmp_path, name, kind="slm", changed=(), **more):
     folder = tmp_path / name
     folder.mkdir()
     record = pretrain(kind, replace(recipe, kind=kind), windows, folder, "cpu", lambda line: None, **more)
-    return load_file(folder / WEIGHTS_FILE), record, folder
+    return load_checkpoint(folder / WEIGHTS_FILE).tensors, record, folder
 
 
 def test_a_mixtures_expert_touches_only_its_own_windows(recipe, tmp_path):
