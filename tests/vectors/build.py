@@ -171,7 +171,7 @@ class Parts:
 
     def join(self, header: str | None = None) -> bytes:
         """The file's bytes."""
-        text = (self.header_text() if header is None else header).encode()
+        text = (self.header_text() if header is None else header).encode("utf-8", "surrogatepass")
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text + self.data
 
