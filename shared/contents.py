@@ -139,11 +139,27 @@ def check_tensors(manifest: Manifest) -> None:
             raise Malformed(f"{name} has offsets {(entry.start, entry.end)}, expected {(start, end)}")
 
 
+NON_FINITE = {
+    "F32": (np.int32, np.uint32, 0x7F80_0000),
+    "BF16": (np.int16, np.uint16, 0x7F80),
+    "F16": (np.int16, np.uint16, 0x7C00),
+}
+"""By type: its bits as a signed and an unsigned integer, and the least bits that are no finite value."""
+
+
 def is_finite(part: memoryview, dtype: str) -> bool:
-    """Return whether bytes of this type hold neither NaN nor an infinity; integers never do."""
-    if not DTYPES[dtype].is_floating_point:
+    """Return whether bytes of this type hold neither NaN nor an infinity; integers never do.
+
+    Positive values are ordered as their bits are, with infinity and then NaN on top, and negative ones
+    are those with the sign bit set. So two maxima of integers say it exactly, at a fraction of what
+    `isfinite` costs, which was more than the digest did.
+    """
+    if dtype not in NON_FINITE:
         return True
-    return bool(torch.frombuffer(part, dtype=DTYPES[dtype]).isfinite().all())
+    signed, unsigned, least = NON_FINITE[dtype]
+    highest = int(np.frombuffer(part, signed).max(initial=0))
+    lowest = int(np.frombuffer(part, unsigned).max(initial=0))
+    return highest < least and lowest < np.iinfo(signed).max + 1 + least
 
 
 RULED = (CENTROIDS, COUNTS, REPLAY_TOKENS, REPLAY_LENGTHS, REPLAY_CLUSTERS)
