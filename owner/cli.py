@@ -54,6 +54,13 @@ isolation_option = click.option(
     " by namespace or seccomp; best-effort: go on without, and say so.",
 )
 
+stale_option = click.option(
+    "--accept-stale-trust",
+    "stale_reason",
+    metavar="REASON",
+    help="Go on with a trust file past its expiry, and say why; the report keeps it.",
+)
+
 
 def isolate(level: Any, writable: Sequence[Path], out: Path | None = None) -> Walls:
     """Raise the walls, which need a process that has not imported torch, and print what they stop."""
@@ -69,41 +76,80 @@ def main() -> None:
     """Specialize a signed bundle on private documents. Nothing is sent anywhere."""
 
 
-@main.command(epilog="Example: owner trust provider.pub")
-@click.argument("public_key", type=click.Path(path_type=Path))
+@main.group(epilog="Example: owner trust add provider.pub")
+def trust() -> None:
+    """Say whose bundles may be opened: a provider's key, or its trust file."""
+
+
+@trust.command(epilog="Example: owner trust add provider.pub")
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", default="", help="A note to tell keys apart, as the provider's name.")
-def trust(public_key: Path, name: str) -> None:
-    """Pin a provider's public key, received over a channel you trust."""
+@click.option("--roots", metavar="FINGERPRINT", default="", help="Of a trust file's roots, 64 hex digits.")
+def add(file: Path, name: str, roots: str) -> None:
+    """Pin a public key, or a trust file, received over a channel you trust."""
     with errors_printed():
-        from owner.trust import pin_key
+        from owner.trust import add_trust_file, is_trust_file, pin_key
 
-        key = pin_key(public_key, name)
-        say(f"trusts key {key.key_id} from now on")
+        if is_trust_file(file):
+            if name:
+                raise click.UsageError("--name is for keys; a trust file has its provider's name")
+            added = add_trust_file(file, roots)
+            say(f"trusts {added.name} by its trust file version {added.version} from now on")
+            return
+        if roots:
+            raise click.UsageError("--roots is for trust files; a key has none")
+        say(f"trusts key {pin_key(file, name).key_id} from now on")
 
 
-@main.command(epilog="Example: owner keys")
-@click.option("--forget", metavar="KEY_ID", help="Stop trusting this key.")
-def keys(forget: str | None) -> None:
-    """List the pinned keys, one key id and its name per line."""
+@trust.command("list", epilog="Example: owner trust list")
+def list_trusted() -> None:
+    """List pinned keys and trust files: keys, scopes, version, age, expiry, revocations."""
     with errors_printed():
-        from owner.trust import forget_key, key_name, trusted_keys
+        from owner.vouching import describe_trust, read_trust
 
-        if forget:
-            forget_key(forget)
-            say(f"no longer trusts key {forget}")
-        for key in trusted_keys():
-            click.echo(f"{key.key_id} {key_name(key.key_id)}".rstrip())
+        for line in describe_trust(read_trust()):
+            click.echo(line)
+
+
+@trust.command(epilog="Example: owner trust update trust.json")
+@click.argument("file", type=click.Path(path_type=Path))
+def update(file: Path) -> None:
+    """Replace a trust file by a later version that its roots signed."""
+    with errors_printed():
+        from owner.trust import update_trust_file
+
+        found, is_new = update_trust_file(file)
+        state = "from now on" if is_new else "already; nothing to do"
+        say(f"trusts {found.name} by its trust file version {found.version} {state}")
+
+
+@trust.command(epilog="Example: owner trust remove 0123456789abcdef")
+@click.argument("which", metavar="KEY_ID|NAME")
+def remove(which: str) -> None:
+    """Stop trusting a key or a trust file; what was seen of versions is kept."""
+    with errors_printed():
+        from owner.trust import remove as forget
+
+        forget(which)
+        say(f"no longer trusts {which}")
 
 
 @main.command(epilog="Example: owner inspect pn32.st")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--detached", type=click.Path(path_type=Path), help="An OpenSSF signature file to verify too.")
+@click.option("--detached-key", type=click.Path(path_type=Path), help="The public P-256 key of that file.")
+@stale_option
 @click.option("--json", "as_json", is_flag=True, help="Print the signed manifest as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
+def inspect(
+    bundle: Path, detached: Path | None, detached_key: Path | None, stale_reason: str | None, as_json: bool
+) -> None:
     """Verify a bundle, every digest, and show what is in it."""
+    if (detached is None) != (detached_key is None):
+        raise click.UsageError("--detached and --detached-key belong together")
     with errors_printed():
         from owner.inspecting import describe_bundle, inspect_bundle
 
-        found = inspect_bundle(bundle)
+        found = inspect_bundle(bundle, say, stale_reason, detached, detached_key)
         click.echo(json.dumps(found, indent=2) if as_json else describe_bundle(found))
 
 
@@ -138,6 +184,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @embedder_option
 @isolation_option
+@stale_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report to stdout.")
 def specialize(
     bundle: Path,
@@ -153,6 +200,7 @@ def specialize(
     device: str,
     embedder: Path | None,
     level: Any,
+    stale_reason: str | None,
     as_json: bool,
 ) -> None:
     """Pick the bundle's expert for these documents, fine-tune it, write a standard model folder."""
@@ -172,6 +220,7 @@ def specialize(
             replay=_given(ReplayConfig(), tokens=replay_tokens),
             replay_path=replay,
             teacher_path=teacher,
+            stale_reason=stale_reason,
         )
         config = _given(config, select=select)
         report = run(bundle, data, out, config, say, device, embedder, walls)
@@ -205,9 +254,17 @@ def specialize(
 )
 @embedder_option
 @isolation_option
+@stale_option
 @click.option("--yes", is_flag=True, help="Write without asking.")
 def histogram(
-    bundle: Path, data: Path, epsilon: float, out: Path, embedder: Path | None, level: Any, yes: bool
+    bundle: Path,
+    data: Path,
+    epsilon: float,
+    out: Path,
+    embedder: Path | None,
+    level: Any,
+    stale_reason: str | None,
+    yes: bool,
 ) -> None:
     """Write a histogram of your documents, with noise, to hand to a provider if you choose to."""
     with errors_printed():
@@ -215,7 +272,7 @@ def histogram(
         from owner.requesting import describe_request, request_histogram
         from shared.request import write_request
 
-        request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder)
+        request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder, stale_reason)
         for line in describe_request(request, n_documents).split("\n"):
             say(line)
         if not yes and not click.confirm(f"owner: write {out}?", err=True):

@@ -1,24 +1,39 @@
 """What is in a bundle, after every digest has been checked."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from owner.trust import trusted_keys
-from shared.bundle import open_bundle
+from owner.opening import open_vouched
+from owner.vouching import describe_voucher, manifest_digest, read_trust
+from shared.detached import read_p256_public_key, verify_detached
+from shared.training import Say
 
 
-def inspect_bundle(path: Path) -> dict[str, Any]:
-    """Verify a bundle with the pinned keys; return its signed manifest, key id and size in bytes.
+def inspect_bundle(
+    path: Path,
+    say: Say,
+    stale_reason: str | None = None,
+    detached: Path | None = None,
+    detached_key: Path | None = None,
+) -> dict[str, Any]:
+    """Verify a bundle with all that this owner trusts; return its signed manifest, key id and size in bytes.
 
-    Raises SignatureError, BundleError.
+    With a detached signature and its key, that is verified too. Raises SignatureError, BundleError.
     """
-    with open_bundle(path, trusted_keys()) as bundle:
+    with ExitStack() as stack:
+        bundle, voucher = open_vouched(path, stack, read_trust(stale_reason), say)
         bundle.verify_all()
+        if detached is not None and detached_key is not None:
+            verify_detached(path, detached, read_p256_public_key(detached_key))
         return {
             "file": path.name,
             "bytes": bundle.size_bytes,
             "key_id": bundle.key_id,
             "verified": True,
+            "detached_verified": detached is not None,
+            "manifest_sha256": manifest_digest(bundle),
+            "trust": voucher,
             "manifest": bundle.manifest.raw,
         }
 
@@ -31,6 +46,8 @@ def describe_bundle(found: dict[str, Any]) -> str:
         ("bundle", f"{manifest['name']} version {manifest['version']} of {manifest['created']}"),
         ("file", f"{found['file']} · {found['bytes']:,} bytes · every digest verified"),
         ("signed by", f"key {found['key_id']}, which you trust"),
+        ("vouched by", describe_voucher(found["trust"]) or "yourself: you pinned the key"),
+        ("manifest", f"sha256 {found['manifest_sha256']}"),
         ("kind", f"{manifest['kind']} · {manifest['n_experts']} experts"),
         (
             "model",
@@ -39,6 +56,8 @@ def describe_bundle(found: dict[str, Any]) -> str:
             f" context {model['context_tokens']:,} tokens",
         ),
     ]
+    if found["detached_verified"]:
+        rows.insert(4, ("detached", "OpenSSF signature file verified with the key you named"))
     if "projection" in manifest:
         projection = manifest["projection"]
         rows.append(

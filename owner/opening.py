@@ -1,31 +1,56 @@
-"""Opening what a provider sent: trusted, not older than seen, every digest checked; tokenizer, embedder."""
+"""Opening what a provider sent: vouched for, not older than seen, digests checked; tokenizer, embedder."""
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from owner.trust import check_not_rolled_back, remember_version, trusted_keys
+from owner.remembering import check_not_rolled_back, remember_version
 from owner.trying import try_tokenizer
+from owner.vouching import (
+    Trust,
+    check_vouched,
+    describe_voucher,
+    explain_unknown,
+    related_key_ids,
+    usable_keys,
+)
 from shared.bundle import Bundle, open_bundle
 from shared.embedding import WEIGHTS_SHA256, Embedder, find_embedder_files, load_embedder
-from shared.errors import BundleError
+from shared.errors import BundleError, UnknownKeyError
 from shared.pieces import build_tokenizer, read_pieces
+from shared.training import Say
 
 
-def open_trusted(path: Path, stack: ExitStack) -> Bundle:
-    """Open a bundle that a pinned key signed and that is no older than one seen; check every digest.
+def open_vouched(path: Path, stack: ExitStack, trust: Trust, say: Say) -> tuple[Bundle, dict[str, Any]]:
+    """Open a bundle that this owner's trust covers; return it and who vouches. Digests are not checked.
 
     It is closed with the stack. Raises SignatureError, BundleError.
     """
-    bundle = stack.enter_context(open_bundle(path, trusted_keys()))
+    try:
+        bundle = stack.enter_context(open_bundle(path, usable_keys(trust)))
+    except UnknownKeyError as error:
+        raise explain_unknown(trust, error) from None
+    voucher = check_vouched(trust, bundle)
+    if line := describe_voucher(voucher):
+        say(f"trust file   {line}")
+    return bundle, voucher
+
+
+def open_trusted(path: Path, stack: ExitStack, trust: Trust, say: Say) -> tuple[Bundle, dict[str, Any]]:
+    """Do the same for a bundle that is to be used: no older than one seen, every digest checked.
+
+    Raises SignatureError, BundleError.
+    """
+    bundle, voucher = open_vouched(path, stack, trust, say)
     manifest = bundle.manifest
-    check_not_rolled_back(bundle.key_id, manifest.name, manifest.version)
+    check_not_rolled_back(related_key_ids(trust, bundle.key_id), manifest.name, manifest.version)
     if manifest.kind != "mix":  # of a mixture only the chosen expert is read, and checked then
         bundle.verify_all()
     remember_version(bundle.key_id, manifest.name, manifest.version)
-    return bundle
+    return bundle, voucher
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:

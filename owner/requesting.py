@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from owner.documents import read_documents
 from owner.opening import open_embedder, open_tokenizer, open_trusted
+from owner.vouching import read_trust
 from owner.walking import Skipped
 from owner.windows import PrivateWindows, window_documents
 from shared.clusters import assign_clusters, cluster_histogram
@@ -99,7 +100,13 @@ def describe_request(request: HistogramRequest, n_documents: int) -> str:
 
 
 def request_histogram(
-    bundle_path: Path, data: Path, epsilon: float, out: Path, say: Say, embedder_folder: Path | None = None
+    bundle_path: Path,
+    data: Path,
+    epsilon: float,
+    out: Path,
+    say: Say,
+    embedder_folder: Path | None = None,
+    stale_reason: str | None = None,
 ) -> tuple[HistogramRequest, int]:
     """Return the differentially private request for these documents, and their number; writes nothing.
 
@@ -109,7 +116,7 @@ def request_histogram(
     if out.exists():
         raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
     with ExitStack() as stack:
-        bundle = open_trusted(bundle_path, stack)
+        bundle, _ = open_trusted(bundle_path, stack, read_trust(stale_reason), say)
         manifest = bundle.manifest
         device = choose_device("auto")
         tokenizer = open_tokenizer(bundle)

@@ -25,6 +25,7 @@ from owner.replaying import ReplayConfig
 from owner.saving import REPORT_FILE, save_specialized
 from owner.selecting import Selection, embed_windows, select_expert
 from owner.unfinished import check_space, discard_work, finished_report, open_work
+from owner.vouching import read_trust
 from owner.walking import Skipped
 from owner.windows import PrivateWindows, split_documents, window_documents
 from shared.bundle import Bundle
@@ -48,6 +49,8 @@ class SpecializeConfig:
     """A replay pack to continue pretraining on before fine-tuning."""
     teacher_path: Path | None = None
     """A bundle whose model, fine-tuned first, teaches (SLM-d)."""
+    stale_reason: str | None = None
+    """Why trust files may be used past their expiry; None: they may not. The report keeps it."""
 
     def result_fields(self) -> dict[str, Any]:
         """Return what decides the result, without the paths: files are named by their digests."""
@@ -92,7 +95,9 @@ def specialize(
     work = unfinished_folder(out)
     with ExitStack() as stack:
         with clock.stage("verify"):
-            bundle = open_trusted(bundle_path, stack)
+            trust = read_trust(config.stale_reason)
+            bundle, voucher = open_trusted(bundle_path, stack, trust, say)
+            vouchers = [voucher]
         manifest = bundle.manifest
         check_method(config.select, bundle)
         say(
@@ -102,7 +107,8 @@ def specialize(
         pack = teacher_bundle = None
         if config.replay_path is not None:
             with clock.stage("verify"):
-                pack = open_trusted(config.replay_path, stack)
+                pack, voucher = open_trusted(config.replay_path, stack, trust, say)
+                vouchers.append(voucher)
             check_pack(bundle, pack)
             say(
                 f"replay pack  {config.replay_path.name} · signed by key {pack.key_id} ·"
@@ -110,7 +116,8 @@ def specialize(
             )
         if config.teacher_path is not None:
             with clock.stage("verify"):
-                teacher_bundle = open_trusted(config.teacher_path, stack)
+                teacher_bundle, voucher = open_trusted(config.teacher_path, stack, trust, say)
+                vouchers.append(voucher)
             check_teacher(bundle, teacher_bundle)
             say(f"teacher      {config.teacher_path.name} · signed by key {teacher_bundle.key_id}")
         device = choose_device(device_name)
@@ -186,6 +193,7 @@ def specialize(
             "bundle": _name(bundle),
             "replay_pack": _name(pack) if pack else None,
             "teacher": _name(teacher_bundle) if teacher_bundle else None,
+            "trust": vouchers,
             "device": str(device),
             "isolation": asdict(walls) if walls else None,
             "seconds": clock.seconds,

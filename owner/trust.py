@@ -1,40 +1,39 @@
-"""The public keys that this owner has pinned, and the newest version seen of each bundle.
+"""Whom this owner trusts: public keys pinned by hand, and trust files whose roots were named by hand.
 
-A key is pinned by hand, from a file received over a channel that the owner trusts; nothing is trusted
-on first use. The version record refuses an older bundle with a valid signature (rollback); it cannot
-know of a newer one that never arrived.
+Nothing is trusted on first use: a key comes over a channel that the owner trusts, and so does the
+fingerprint of a trust file's roots; from then on each version is accepted only from the roots of the one
+before. Whether all this covers a bundle is for owner/vouching.py.
 """
 
-import contextlib
-import fcntl
-import json
-import os
-import re
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from shared.errors import BundleError, PlanearlyError, SignatureError
-from shared.files import write_atomic, write_json
-from shared.signature import PublicKey, public_key_pem, read_public_key
-
-HOME_VARIABLE = "PLANEARLY_HOME"
-STATE_FILE = "state.json"
-STATE_FORMAT = "planearly-trust/v1"
-MAX_STATE_BYTES = 16 << 20
-KEY_ID = re.compile(r"[0-9a-f]{16}")
-
-
-def trust_home() -> Path:
-    """Return $PLANEARLY_HOME, else $XDG_CONFIG_HOME/planearly, else ~/.config/planearly."""
-    if own := os.environ.get(HOME_VARIABLE):
-        return Path(own)
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(config) / "planearly"
+from owner.remembering import (
+    STATE_FILE,
+    SeenFile,
+    locked,
+    remember_file,
+    remember_name,
+    seen_files,
+    trust_home,
+)
+from shared.errors import SignatureError, TrustError
+from shared.files import write_atomic
+from shared.names import SHA256_PATTERN
+from shared.signature import KEY_ID_PATTERN, PublicKey, public_key_pem, read_public_key, read_small_file
+from shared.trust_file import (
+    MAX_FILE_BYTES,
+    Signed,
+    TrustFile,
+    check_first,
+    check_successor,
+    read_payload,
+    read_signed,
+)
 
 
 def trust_folder() -> Path:
-    """Return the folder that holds one `<key id>.pub` per pinned key."""
+    """Return the folder of `<key id>.pub` per pinned key and `<name>-<version>.json` per trust file."""
     return trust_home() / "trust"
 
 
@@ -45,18 +44,16 @@ def pin_key(path: Path, name: str = "") -> PublicKey:
     is no Ed25519 public key.
     """
     key = read_public_key(path)
-    with _locked():
+    with locked():
         trust_folder().mkdir(mode=0o700, exist_ok=True)
         with write_atomic(trust_folder() / f"{key.key_id}.pub") as file:
             file.write(public_key_pem(key))
         if name:
-            state = _read_state()
-            state["names"][key.key_id] = name
-            write_json(trust_home() / STATE_FILE, state)
+            remember_name(key.key_id, name)
     return key
 
 
-def trusted_keys() -> list[PublicKey]:
+def pinned_keys() -> list[PublicKey]:
     """Return the pinned keys, ordered by key id; none at all is an empty list.
 
     Raises SignatureError, naming the file, when one is damaged or holds another key than its name says.
@@ -78,82 +75,137 @@ def trusted_keys() -> list[PublicKey]:
     return keys
 
 
-def forget_key(key_id: str) -> None:
-    """Stop trusting a key; what was seen of its bundles is kept, should it be pinned again.
+def is_trust_file(path: Path) -> bool:
+    """Return whether a file is meant as a trust file and not as a key, which begins with dashes."""
+    return read_small_file(path, MAX_FILE_BYTES, "a trust file")[:1] == b"{"
 
-    Raises SignatureError when no such key is pinned.
+
+def add_trust_file(path: Path, fingerprint: str) -> TrustFile:
+    """Trust a provider's trust file, and the later ones that its roots sign.
+
+    `fingerprint` is that of its roots, as the provider told it over another channel. Raises TrustError
+    without one, when the file is not theirs, when another of that provider is stored, and for a version
+    below the highest ever seen here.
     """
-    path = trust_folder() / f"{key_id}.pub"
-    if not KEY_ID.fullmatch(key_id) or not path.exists():
-        raise SignatureError(f"key {key_id} is not pinned", hint="owner keys lists those that are")
-    path.unlink()
+    if not SHA256_PATTERN.fullmatch(fingerprint):
+        raise TrustError(
+            f"{path}: a trust file needs the fingerprint of its roots, 64 lower-case hex digits",
+            hint="ask its provider, over another channel than the file came by; then"
+            f" owner trust add {path} --roots FINGERPRINT",
+        )
+    signed = read_signed(path)
+    trust = check_first(signed, fingerprint)
+    with locked():
+        seen = seen_files().get(trust.name)
+        if seen and seen.is_stored and seen.digest != trust.digest:
+            raise TrustError(
+                f"{path}: another trust file of {trust.name} is stored, version {seen.version}",
+                hint=f"owner trust update {path}; or first: owner trust remove {trust.name}",
+            )
+        _check_version(path, trust, seen)
+        _store(signed, trust)
+    return trust
 
 
-def key_name(key_id: str) -> str:
-    """Return the note given when the key was pinned, or an empty one."""
-    return str(_read_state()["names"].get(key_id, ""))
+def update_trust_file(path: Path) -> tuple[TrustFile, bool]:
+    """Replace a stored trust file by a later one of the same provider; return it and whether it is new.
+
+    It must be signed by the threshold of the stored roots and by that of its own. Raises TrustError
+    otherwise, for a lower version, and for the same version with another content.
+    """
+    signed = read_signed(path)
+    name = read_payload(signed).name
+    with locked():
+        seen = seen_files().get(name)
+        if seen is None or not seen.is_stored:
+            raise TrustError(
+                f"{path}: no trust file of {name} is stored",
+                hint="the first needs the fingerprint of its roots:"
+                f" owner trust add {path} --roots FINGERPRINT",
+            )
+        trust = check_successor(signed, _read_stored(name, seen).roots)
+        _check_version(path, trust, seen)
+        if trust.digest != seen.digest:
+            _store(signed, trust)
+    return trust, trust.digest != seen.digest
 
 
-def check_not_rolled_back(key_id: str, name: str, version: int) -> None:
-    """Raise BundleError when this owner has seen a newer version of the bundle by the same key."""
-    seen = _read_state()["versions"].get(key_id, {}).get(name, 0)
-    if version < seen:
-        raise BundleError(
-            f"{name} version {version} by key {key_id} is older than version {seen}, seen here before",
-            hint=f"get the newest; to go back on purpose, lower the number in {trust_home() / STATE_FILE}",
+def stored_trust_files() -> list[TrustFile]:
+    """Return the stored trust files, ordered by name, each verified anew.
+
+    Raises TrustError, naming the file, when one is missing or not what was stored.
+    """
+    return [_read_stored(name, seen) for name, seen in sorted(seen_files().items()) if seen.is_stored]
+
+
+def remove(which: str) -> None:
+    """Stop trusting a pinned key, by key id, or a trust file, by its provider's name.
+
+    What was seen of bundles and versions is kept, should it be trusted again. Raises TrustError when
+    there is neither.
+    """
+    with locked():
+        key_file = trust_folder() / f"{which}.pub"
+        if KEY_ID_PATTERN.fullmatch(which) and key_file.exists():
+            key_file.unlink()
+            return
+        seen = seen_files().get(which)
+        if seen is None or not seen.is_stored:
+            raise TrustError(
+                f"{which}: no such pinned key or trust file", hint="owner trust list shows what there is"
+            )
+        remember_file(which, replace(seen, is_stored=False))
+        _remove_leftovers()
+
+
+def _check_version(path: Path, trust: TrustFile, seen: SeenFile | None) -> None:
+    """Refuse what is older than the highest version seen, or another file of the same version."""
+    if seen is None or trust.version > seen.version:
+        return
+    if trust.version < seen.version:
+        raise TrustError(
+            f"{path}: {trust.name} version {trust.version} is older than version {seen.version},"
+            " seen here before",
+            hint="get the newest from its provider",
+        )
+    if trust.digest != seen.digest:
+        raise TrustError(
+            f"{path}: differs from the {trust.name} version {trust.version} that was seen here before",
+            hint="ask its provider which of the two is theirs; a change needs a higher version",
         )
 
 
-def remember_version(key_id: str, name: str, version: int) -> None:
-    """Record a version as seen; the highest stays, whatever the order of calls."""
-    with _locked():
-        state = _read_state()
-        versions = state["versions"].setdefault(key_id, {})
-        if versions.get(name, 0) < version:
-            versions[name] = version
-            write_json(trust_home() / STATE_FILE, state)
+def _store(signed: Signed, trust: TrustFile) -> None:
+    """Put a trust file in place: first the file, then the record that names it, then old files go."""
+    trust_folder().mkdir(mode=0o700, exist_ok=True)
+    with write_atomic(_path(trust.name, trust.version)) as file:
+        file.write(signed.text())
+    remember_file(trust.name, SeenFile(trust.version, trust.digest, trust.roots.fingerprint, True))
+    _remove_leftovers()
 
 
-@contextlib.contextmanager
-def _locked() -> Iterator[None]:
-    """Keep other processes of this owner from changing the folder meanwhile."""
-    trust_home().mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(trust_home(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _remove_leftovers() -> None:
+    """Delete trust files that the record does not name: superseded, removed, or of a killed run."""
+    named = {_path(name, seen.version) for name, seen in seen_files().items() if seen.is_stored}
+    for path in trust_folder().glob("*.json"):
+        if path not in named:
+            path.unlink()
+
+
+def _read_stored(name: str, seen: SeenFile) -> TrustFile:
+    path = _path(name, seen.version)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        trust = check_first(read_signed(path), seen.roots)
+        if (trust.name, trust.version, trust.digest) != (name, seen.version, seen.digest):
+            raise TrustError(f"{path}: is another file than the one that {STATE_FILE} names")
+    except (SignatureError, TrustError) as error:
+        raise TrustError(
+            f"stored trust file {error}",
+            hint=f"get it again, version {seen.version} or later; then owner trust remove {name} and"
+            f" owner trust add trust.json --roots {seen.roots}",
+        ) from None
+    return trust
 
 
-def _read_state() -> dict[str, Any]:
-    path = trust_home() / STATE_FILE
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_STATE_BYTES + 1)
-    except FileNotFoundError:
-        return {"format": STATE_FORMAT, "names": {}, "versions": {}}
-    try:
-        state = json.loads(text)
-    except (ValueError, RecursionError):
-        state = None
-    if not _is_state(state) or len(text) > MAX_STATE_BYTES:
-        raise PlanearlyError(
-            f"{path}: is damaged",
-            hint="it records the versions seen; without it, older bundles are accepted once more",
-        )
-    return dict(state)
-
-
-def _is_state(state: Any) -> bool:
-    """Return whether it is what `write_json` was last given, as far as a reader depends on it."""
-    return (
-        isinstance(state, dict)
-        and state.get("format") == STATE_FORMAT
-        and isinstance(state.get("names"), dict)
-        and isinstance(state.get("versions"), dict)
-        and all(
-            isinstance(bundles, dict) and all(type(version) is int for version in bundles.values())
-            for bundles in state["versions"].values()
-        )
-    )
+def _path(name: str, version: int) -> Path:
+    return trust_folder() / f"{name}-{version}.json"

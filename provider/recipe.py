@@ -13,10 +13,9 @@ from shared.manifest import (
     MAX_CLUSTERS,
     MAX_EXPERT_SIZE,
     MAX_REPLAY_VOCAB,
-    MAX_VERSION,
     MODEL_KINDS,
-    NAME_PATTERN,
 )
+from shared.names import MAX_VERSION, NAME_PATTERN
 from shared.slm import PRESETS, SlmConfig
 from shared.training import TrainConfig
 

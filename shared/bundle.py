@@ -19,7 +19,7 @@ import torch
 
 from shared.contents import RULED, Values, check_tensors, expected_tensors, is_finite, lay_out
 from shared.envelope import MEDIA_TYPE, header_bytes, parse_envelope, parse_header
-from shared.errors import BundleError, SignatureError
+from shared.errors import BundleError, SignatureError, UnknownKeyError
 from shared.files import write_atomic
 from shared.manifest import DTYPES, FORMAT, Manifest, TensorEntry, parse_manifest
 from shared.signature import PublicKey, Signer, pae
@@ -208,10 +208,7 @@ def _verify(
 ) -> None:
     keys = [key for key in trusted if key.key_id == key_id]
     if not keys:
-        raise SignatureError(
-            f"{path}: signed by unknown key {key_id}",
-            hint="if you trust its provider: owner trust provider.pub",
-        )
+        raise UnknownKeyError(path, key_id)
     message = pae(MEDIA_TYPE, payload)
     if not any(key.verify(message, signature) for key in keys):
         raise SignatureError(

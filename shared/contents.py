@@ -6,7 +6,7 @@ docs/bundle-format.md §7. Shapes come from the stock model on the meta device: 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def check_tensors(manifest: Manifest) -> None:
             raise Malformed(f"{name} has offsets {(entry.start, entry.end)}, expected {(start, end)}")
 
 
-NON_FINITE = {
+NON_FINITE: dict[str, tuple[Any, Any, int]] = {
     "F32": (np.int32, np.uint32, 0x7F80_0000),
     "BF16": (np.int16, np.uint16, 0x7F80),
     "F16": (np.int16, np.uint16, 0x7C00),

@@ -23,6 +23,21 @@ class SignatureError(BundleError):
     """A bundle's signature is missing, wrong, or by a key that this owner has not pinned."""
 
 
+class UnknownKeyError(SignatureError):
+    """A bundle is signed by a key that is not among those trusted; `key_id` names it."""
+
+    def __init__(self, path: object, key_id: str) -> None:
+        super().__init__(
+            f"{path}: signed by unknown key {key_id}",
+            hint="if you trust its provider: owner trust add provider.pub",
+        )
+        self.path, self.key_id = path, key_id
+
+
+class TrustError(PlanearlyError):
+    """A trust file breaks a rule of docs/trust-format.md, or is not by the roots that this owner trusts."""
+
+
 class DocumentsError(PlanearlyError):
     """Private documents or a generic corpus cannot be read, or hold too little text."""
 

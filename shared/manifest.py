@@ -4,15 +4,14 @@ Nothing here opens a file or checks a signature (shared/bundle.py does), nor kno
 must be (shared/contents.py does).
 """
 
-import re
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import torch
 
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WIDTH
 from shared.errors import PlanearlyError
+from shared.names import MAX_VERSION, NAME_PATTERN, SHA256_PATTERN, check_time
 from shared.slm import SlmConfig
 from shared.strict_json import (
     MAX_INTEGER,
@@ -82,12 +81,8 @@ MAX_REPLAY_VOCAB = 2**16
 MAX_CLUSTERS = 65_536
 MAX_CAPACITY = 65_536
 MAX_EXPERT_SIZE = 65_536
-MAX_VERSION = 2**31 - 1
 MAX_LEARNING_RATE = 1.0
 MAX_TEXT_CHARACTERS = 100_000
-NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,100}")
-SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
-CREATED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,7 @@ def parse_manifest(payload: bytes) -> Manifest:
     return Manifest(
         name=check_match(raw["name"], "name", NAME_PATTERN),
         version=check_integer(raw["version"], "version", 1, MAX_VERSION),
-        created=_created(raw["created"]),
+        created=check_time(raw["created"], "created"),
         license=check_text(raw["license"], "license", MAX_TEXT_CHARACTERS),
         kind=kind,
         model=model,
@@ -211,15 +206,6 @@ def parse_manifest(payload: bytes) -> Manifest:
         tensors=_tensors(raw["tensors"]),
         raw=raw,
     )
-
-
-def _created(value: Any) -> str:
-    try:
-        if datetime.strptime(value, CREATED_FORMAT).strftime(CREATED_FORMAT) == value:
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise Malformed(f"created is {quote(value)}, expected UTC as 2026-11-21T00:00:00Z")
 
 
 def _model(value: Any) -> SlmConfig:

@@ -13,7 +13,8 @@ import numpy as np
 
 from shared.errors import PlanearlyError
 from shared.files import write_json
-from shared.manifest import MAX_CLUSTERS, SHA256_PATTERN
+from shared.manifest import MAX_CLUSTERS
+from shared.names import SHA256_PATTERN
 from shared.strict_json import (
     MAX_INTEGER,
     Malformed,

@@ -6,6 +6,7 @@ says. A key travels as PEM SubjectPublicKeyInfo, so that any `openssl pkey -pubi
 
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from shared.errors import SignatureError
 KEY_ID_PREFIX = b"planearly-bundle/v1 key\n"
 """Hashed before the key's 32 bytes, so that a key id is no digest of anything else."""
 KEY_ID_HEX = 16
+KEY_ID_PATTERN = re.compile(r"[0-9a-f]{16}")
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 MAX_KEY_FILE_BYTES = 4096
@@ -103,10 +105,16 @@ def read_public_key(path: Path) -> PublicKey:
     return key
 
 
-def read_key_file(path: Path, secret: bool = False) -> bytes:
-    """Return a key file's bytes; `secret` refuses one that group or others can open.
+def read_key_file(path: Path, secret: str = "") -> bytes:
+    """Return a key file's bytes, at most MAX_KEY_FILE_BYTES; `secret` as for `read_small_file`."""
+    return read_small_file(path, MAX_KEY_FILE_BYTES, "a key", secret)
 
-    Raises SignatureError when the file cannot be opened, is none, or has over MAX_KEY_FILE_BYTES.
+
+def read_small_file(path: Path, most_bytes: int, kind: str, secret: str = "") -> bytes:
+    """Return a file's bytes; `secret` names what is in one that nobody else may be able to open.
+
+    Raises SignatureError when the file cannot be opened, is none, is too large for its `kind`, or others
+    can open what is secret.
     """
     try:
         # O_NONBLOCK: a named pipe must not hang the reader; it is refused just below.
@@ -116,13 +124,13 @@ def read_key_file(path: Path, secret: bool = False) -> bytes:
                 raise SignatureError(f"{path}: is not a regular file")
             if secret and status.st_mode & 0o077:
                 raise SignatureError(
-                    f"{path}: private key can be opened by others, mode"
+                    f"{path}: {secret} can be opened by others, mode"
                     f" {stat.S_IMODE(status.st_mode):04o}, expected 0600",
                     hint=f"chmod 600 {path}",
                 )
-            pem = file.read(MAX_KEY_FILE_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(pem) > MAX_KEY_FILE_BYTES:
-        raise SignatureError(f"{path}: has over {MAX_KEY_FILE_BYTES} bytes, too large for a key")
-    return pem
+    if len(content) > most_bytes:
+        raise SignatureError(f"{path}: has over {most_bytes} bytes, too large for {kind}")
+    return content

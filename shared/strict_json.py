@@ -93,6 +93,14 @@ def check_integer(value: Any, where: str, low: int, high: int) -> int:
     return value
 
 
+def check_list(value: Any, where: str, low: int, high: int) -> list[Any]:
+    """Return a list of `low` to `high` entries."""
+    if not isinstance(value, list) or not low <= len(value) <= high:
+        found = f"holds {len(value)}" if isinstance(value, list) else "is not a list"
+        raise Malformed(f"{where} {found}, expected a list of {low} to {high}")
+    return value
+
+
 def check_text(value: Any, where: str, limit: int) -> str:
     """Return a text of 1 to `limit` characters."""
     if not isinstance(value, str) or not 1 <= len(value) <= limit:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from provider.signing import create_key
+
 ROOT = Path(__file__).parent.parent
 
 RECIPE = """
@@ -79,6 +81,12 @@ def write_corpus(folder: Path) -> Path:
     for name in names[1:]:
         (folder / f"{name}.md").write_text(topics[name])
     return folder
+
+
+def write_key(folder: Path) -> Path:
+    """Write provider.key, which no passphrase guards, and provider.pub."""
+    create_key(folder / "provider.key", folder / "provider.pub")
+    return folder / "provider.key"
 
 
 def write_private(folder: Path, n_documents: int = 8) -> Path:

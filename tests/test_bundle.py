@@ -221,7 +221,7 @@ def test_a_key_that_is_not_pinned_is_named_with_a_hint(slm):
     with pytest.raises(SignatureError) as error:
         open_bundle(slm, [STRANGER.public_key])
     assert str(error.value) == f"{slm}: signed by unknown key {PROVIDER.public_key.key_id}"
-    assert error.value.hint == "if you trust its provider: owner trust provider.pub"
+    assert error.value.hint == "if you trust its provider: owner trust add provider.pub"
     with pytest.raises(SignatureError):
         open_bundle(slm, [])
     open_bundle(slm, [STRANGER.public_key, *TRUSTED]).close()

@@ -49,13 +49,12 @@ def test_inspect_prints_the_signed_manifest_as_json(tmp_path, monkeypatch):
     vectors = Path(__file__).parent / "vectors"
     monkeypatch.setenv("PLANEARLY_HOME", str(tmp_path))
     runner = CliRunner()
-    assert runner.invoke(owner.cli.main, ["trust", str(vectors / "provider.pub")]).exit_code == 0
-    listed = runner.invoke(owner.cli.main, ["keys"])
-    assert len(listed.stdout.strip()) == 16
+    assert runner.invoke(owner.cli.main, ["trust", "add", str(vectors / "provider.pub")]).exit_code == 0
+    listed = runner.invoke(owner.cli.main, ["trust", "list"])
     shown = runner.invoke(owner.cli.main, ["inspect", str(vectors / "pn.st"), "--json"])
     found = json.loads(shown.stdout)
     assert found["verified"] is True
-    assert found["key_id"] == listed.stdout.strip()
+    assert found["key_id"] in listed.stdout
     assert found["manifest"]["kind"] == "pn"
     text = runner.invoke(owner.cli.main, ["inspect", str(vectors / "pn.st")]).stdout
     assert "every digest verified" in text

@@ -58,7 +58,7 @@ def test_one_document_of_500_bytes_is_refused_before_any_training(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "note.txt").write_text(("The court finds for the plaintiff. " * 15)[:500])
     home = tmp_path / "home"
-    assert run("owner", "trust", DEMO / "provider.pub", cwd=tmp_path, home=home).returncode == 0
+    assert run("owner", "trust", "add", DEMO / "provider.pub", cwd=tmp_path, home=home).returncode == 0
     done = run("owner", "specialize", "--bundle", DEMO / "pn16.st", "--data", "data", cwd=tmp_path, home=home)
     assert done.returncode == 1
     assert "too little to train on one part and hold out another" in done.stderr

@@ -6,17 +6,9 @@ import random
 
 import pytest
 
-from owner.trust import (
-    check_not_rolled_back,
-    forget_key,
-    key_name,
-    pin_key,
-    remember_version,
-    trust_folder,
-    trust_home,
-    trusted_keys,
-)
-from shared.errors import BundleError, PlanearlyError, SignatureError
+from owner.remembering import check_not_rolled_back, key_name, remember_version, trust_home
+from owner.trust import pin_key, pinned_keys, remove, trust_folder
+from shared.errors import BundleError, PlanearlyError, SignatureError, TrustError
 from shared.signature import PublicKey, public_key_pem
 
 
@@ -35,15 +27,15 @@ def key_file(tmp_path):
 
 
 def test_nobody_is_trusted_at_first():
-    assert trusted_keys() == []
+    assert pinned_keys() == []
 
 
-def test_a_pinned_key_is_trusted_until_it_is_forgotten(key_file):
+def test_a_pinned_key_is_trusted_until_it_is_removed(key_file):
     key = pin_key(key_file)
     assert key == PublicKey(bytes(range(32)))
-    assert trusted_keys() == [key]
-    forget_key(key.key_id)
-    assert trusted_keys() == []
+    assert pinned_keys() == [key]
+    remove(key.key_id)
+    assert pinned_keys() == []
 
 
 def test_pinning_twice_changes_nothing(key_file, home):
@@ -75,7 +67,7 @@ def test_a_damaged_pinned_key_is_an_error_that_names_it(key_file):
     path = trust_folder() / f"{key.key_id}.pub"
     path.write_bytes(b"damaged")
     with pytest.raises(SignatureError, match=f"pinned key .*{key.key_id}.pub: is no PEM") as error:
-        trusted_keys()
+        pinned_keys()
     assert str(path) in error.value.hint
 
 
@@ -83,24 +75,25 @@ def test_a_pinned_key_under_another_name_is_refused(key_file):
     key = pin_key(key_file)
     (trust_folder() / f"{key.key_id}.pub").rename(trust_folder() / "0000000000000000.pub")
     with pytest.raises(SignatureError, match=f"holds key {key.key_id}, expected the one in its name"):
-        trusted_keys()
+        pinned_keys()
 
 
-def test_only_pinned_keys_can_be_forgotten():
-    for key_id in ("0123456789abcdef", "../../../etc/passwd"):
-        with pytest.raises(SignatureError, match="is not pinned"):
-            forget_key(key_id)
+def test_only_what_is_trusted_can_be_removed():
+    for which in ("0123456789abcdef", "../../../etc/passwd", "acme"):
+        with pytest.raises(TrustError, match="no such pinned key or trust file") as error:
+            remove(which)
+        assert error.value.hint == "owner trust list shows what there is"
 
 
 def test_an_older_version_is_refused():
-    check_not_rolled_back("a" * 16, "pn32", 1)
+    check_not_rolled_back(["a" * 16], "pn32", 1)
     remember_version("a" * 16, "pn32", 3)
-    check_not_rolled_back("a" * 16, "pn32", 3)
-    check_not_rolled_back("a" * 16, "pn32", 4)
-    check_not_rolled_back("a" * 16, "another", 1)
-    check_not_rolled_back("b" * 16, "pn32", 1)
-    with pytest.raises(BundleError, match="pn32 version 2 by key a{16} is older than version 3") as error:
-        check_not_rolled_back("a" * 16, "pn32", 2)
+    check_not_rolled_back(["a" * 16], "pn32", 3)
+    check_not_rolled_back(["a" * 16], "pn32", 4)
+    check_not_rolled_back(["a" * 16], "another", 1)
+    check_not_rolled_back(["b" * 16], "pn32", 1)
+    with pytest.raises(BundleError, match="pn32 version 2 is older than version 3 by key a{16}") as error:
+        check_not_rolled_back(["a" * 16], "pn32", 2)
     assert "get the newest" in error.value.hint
 
 
@@ -113,9 +106,9 @@ def test_the_highest_version_stays_whatever_the_order():
         remember_version(key_id, name, version)
         seen[key_id, name] = max(version, seen.get((key_id, name), 0))
         for (key, bundle), highest in seen.items():
-            check_not_rolled_back(key, bundle, highest)
+            check_not_rolled_back([key], bundle, highest)
             with pytest.raises(BundleError):
-                check_not_rolled_back(key, bundle, highest - 1)
+                check_not_rolled_back([key], bundle, highest - 1)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +123,19 @@ def test_the_highest_version_stays_whatever_the_order():
         '{"format": "planearly-trust/v1", "names": {}, "versions": []}',
         '{"format": "planearly-trust/v1", "names": {}, "versions": {"a": 1}}',
         '{"format": "planearly-trust/v1", "names": {}, "versions": {"a": {"b": "1"}}}',
+        '{"format": "planearly-trust/v1", "time": 3}',
+        '{"format": "planearly-trust/v1", "time": "yesterday"}',
+        '{"format": "planearly-trust/v1", "trust_files": []}',
+        '{"format": "planearly-trust/v1", "trust_files": {"acme": {"version": 1}}}',
+        '{"format": "planearly-trust/v1", "trust_files": {"acme": []}}',
     ],
 )
 def test_a_damaged_record_is_an_error_and_not_an_empty_one(home, content):
     home.mkdir()
     (home / "state.json").write_text(content)
-    for call in (check_not_rolled_back, remember_version):
+    for call, key in ((check_not_rolled_back, ["a" * 16]), (remember_version, "a" * 16)):
         with pytest.raises(PlanearlyError, match="state.json: is damaged"):
-            call("a" * 16, "pn32", 1)
+            call(key, "pn32", 1)
     assert (home / "state.json").read_text() == content
 
 
@@ -161,4 +159,14 @@ def test_the_record_is_plain_json(home):
         "format": "planearly-trust/v1",
         "names": {},
         "versions": {"a" * 16: {"pn32": 3}},
+        "time": "",
+        "trust_files": {},
     }
+
+
+def test_a_record_of_before_there_were_trust_files_is_read(home):
+    home.mkdir()
+    before = {"format": "planearly-trust/v1", "names": {}, "versions": {"a" * 16: {"pn32": 3}}}
+    (home / "state.json").write_text(json.dumps(before))
+    with pytest.raises(BundleError, match="older than version 3"):
+        check_not_rolled_back(["a" * 16], "pn32", 2)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.parties import kill_after, run, start, write_corpus, write_private, write_recipe
+from tests.parties import kill_after, run, start, write_corpus, write_key, write_private, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,11 @@ def released(tmp_path_factory):
     home = folder / "home"
     write_recipe(folder / "release.toml")
     write_corpus(folder / "corpus")
+    write_key(folder)
     done = run("provider", "release", "release.toml", "--corpus", "corpus", cwd=folder, home=home)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "tiny.st\n"
-    assert run("owner", "trust", "provider.pub", cwd=folder, home=home).returncode == 0
+    assert run("owner", "trust", "add", "provider.pub", cwd=folder, home=home).returncode == 0
     write_private(folder / "private")
     return folder
 
@@ -191,7 +192,7 @@ def test_an_unknown_key_is_refused_with_the_command_to_type(released):
         cwd=released, home=released / "nobody",
     )  # fmt: skip
     assert_refused(done, "signed by unknown key", released)
-    assert "owner trust provider.pub" in done.stderr
+    assert "owner trust add provider.pub" in done.stderr
 
 
 def test_tampered_truncated_and_resigned_bundles_are_refused(released):
@@ -206,6 +207,7 @@ def test_tampered_truncated_and_resigned_bundles_are_refused(released):
     assert_refused(specialize(released, bundle="unsigned.st"), "unsigned.st", released)
     other = released / "other-provider"
     other.mkdir()
+    write_key(other)
     done = run(
         "provider", "release", "release.toml", "--corpus", "corpus", "--key", "other-provider/provider.key",
         "--out", "other-provider", cwd=released, home=released / "home",
@@ -224,7 +226,7 @@ def test_an_older_version_of_a_bundle_already_seen_is_refused(released, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     home = tmp_path / "home"
-    assert run("owner", "trust", "provider.pub", cwd=released, home=home).returncode == 0
+    assert run("owner", "trust", "add", "provider.pub", cwd=released, home=home).returncode == 0
     for bundle, code in ((newer / "tiny.st", 0), (released / "tiny.st", 1)):
         done = run(
             "owner", "specialize", "--bundle", bundle, "--data", released / "private", "--epochs", 1,

@@ -13,7 +13,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from shared import contents, envelope, manifest, pieces, signature, strict_json
+from shared import contents, envelope, manifest, names, pieces, signature, strict_json
 from shared.bundle import MAX_HEADER_BYTES, STEPS, open_bundle
 from shared.errors import BundleError, SignatureError
 from shared.slm import CLASSES, LIMITS
@@ -285,7 +285,7 @@ def test_the_numbers_of_the_spec_are_those_of_the_code():
         f"| tensors | {contents.MAX_TENSORS} |",
         f"| clusters and experts | {manifest.MAX_CLUSTERS} |",
         f"`n` (1 to {manifest.MAX_CLUSTERS})",
-        f"1 to {manifest.MAX_VERSION};",
+        f"1 to {names.MAX_VERSION};",
         f"1 to {manifest.MAX_TEXT_CHARACTERS} characters",
         f"`capacity` H (1 to {manifest.MAX_CAPACITY})",
         f"`expert_size` M (1 to {manifest.MAX_EXPERT_SIZE})",

@@ -15,7 +15,7 @@ run() {
 
 echo "\$ python examples/demo/write_topics.py private/"
 python "$root/examples/demo/write_topics.py" private
-run owner trust examples/demo/provider.pub
+run owner trust add examples/demo/provider.pub
 run owner inspect examples/demo/pn16.st
 run owner specialize --bundle examples/demo/pn16.st --data private/
 echo "The specialized model and its report are in .demo/specialized/"
