@@ -4,13 +4,16 @@ Each is a document of its own, so that differential privacy for documents covers
 repeats are windows, so that none is seen beside another. Source: Carlini et al. 2019, "The Secret Sharer".
 """
 
+import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from owner.windows import Split
 from shared.batches import Windows
+from shared.errors import PlanearlyError
 from shared.slm import EOS_ID
 
 PREFIX_TOKENS, SECRET_TOKENS = 8, 8
@@ -61,3 +64,15 @@ def plant_canaries(split: Split, canaries: list[Canary]) -> Split:
 def canaries_file(canaries: list[Canary]) -> dict[str, Any]:
     """Return what `OUT/canaries.json` holds: token ids of the model's tokenizer."""
     return {"repeats": REPEATS, "canaries": [asdict(canary) for canary in canaries]}
+
+
+def read_canaries(path: Path) -> tuple[list[Canary], int]:
+    """Return what such a file holds, and the repeats. Raises PlanearlyError when it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        canaries = [Canary(tuple(one["prefix"]), tuple(one["secret"])) for one in found["canaries"]]
+        return canaries, int(found["repeats"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanearlyError(
+            f"{path}: damaged ({type(error).__name__})", hint="plant canaries in a new run"
+        ) from None

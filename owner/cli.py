@@ -192,6 +192,28 @@ def specialize(
         click.echo(json.dumps(report, indent=2) if as_json else f"{out}/model")
 
 
+@main.command(epilog="Example: owner audit specialized --data private/ --bundle pn32.st")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="The documents it was made from."
+)
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle it was made from.")
+@egress_option
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def audit(model: Path, data: Path, bundle: Path | None, egress: Any, as_json: bool) -> None:
+    """Attack a specialized model, the out folder of specialize, and write audit.json into it."""
+    with errors_printed():
+        from owner.isolation import raise_walls
+
+        walls = raise_walls(egress)
+        say(f"network      denied by: {', '.join(walls.layers) or 'nothing'}")
+        from owner.auditing import audit as run
+        from owner.summarizing import summarize_audit
+
+        found = run(model, data, bundle, say)
+        click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize_audit(found)))
+
+
 @main.command(epilog="Example: owner histogram --bundle pn32.st --data private/ --epsilon 1.0")
 @click.option(
     "--bundle",
