@@ -51,8 +51,8 @@ def _canaries(found: dict[str, Any] | None) -> str:
     ours, most_bits = found["model"], math.log2(found["candidates"])
     control = f" (the start: {found['start']['mean_bits']:.1f})" if found["start"] else ""
     return (
-        f"canaries     mean exposure {ours['mean_bits']:.1f} of {most_bits:.0f} bits{control}; greedy decoding"
-        f" writes {ours['completed']} of {found['planted']}, each planted {found['repeats']} times"
+        f"canaries     mean exposure {ours['mean_bits']:.1f} of {most_bits:.0f} bits{control}; greedy"
+        f" decoding writes {ours['completed']} of {found['planted']}, each planted {found['repeats']} times"
     )
 
 
