@@ -16,11 +16,13 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from owner.accounting import PrivacyPlan
 from owner.candidates import SLM, Start, check_method, choose_starts
 from owner.distilling import distillation_loss
 from owner.finetuning import FinetuneConfig, finetune, train_config
 from owner.learning import learn_point
 from owner.lora import add_lora, merge_lora
+from owner.private_training import finetune_privately
 from owner.replaying import ReplayConfig, continue_pretraining, replay_weights
 from owner.selecting import Selection
 from owner.windows import Split
@@ -36,6 +38,8 @@ from shared.training import Say, TrainConfig, TrainResult
 STARTS_FILE = "starts.json"
 LEARN_STEPS, LEARN_RATE = 200, 0.02
 """Steps and peak rate of learning an expert vector, whose components are about 1 in size. Ours."""
+WITHOUT_DP = "without-dp"
+"""Name of a fine-tuning that is measured beside one with differential privacy, and never the result."""
 SHORT = 12
 """Width of a progress line's first word."""
 
@@ -74,6 +78,7 @@ class _Task:
     say: Say
     replay: Replay | None
     teacher: nn.Module | None
+    privacy: PrivacyPlan | None = None
 
     @property
     def context_tokens(self) -> int:
@@ -106,16 +111,18 @@ def adapt(
     replay: Replay | None = None,
     teacher: nn.Module | None = None,
     compare: bool = True,
+    privacy: PrivacyPlan | None = None,
 ) -> Adapted:
     """Fine-tune what `method` chooses and return the best by held-out loss; resumes what `work` holds.
 
     `method` is one of owner.methods.METHODS. With a replay, each start first continues pretraining on
     the resampled pack. With a teacher, fine-tuned already, its distributions join the loss. With
-    `compare`, the bundle's plain model is fine-tuned on the same windows too, as it is, and reported.
+    `compare`, the bundle's plain model is fine-tuned on the same windows too, as it is, and reported. With
+    a plan for differential privacy, each start is fine-tuned without it too, and that one reported only.
     Raises PlanearlyError for a method that the bundle's kind does not have; BundleError; OSError.
     """
     check_method(method, bundle)
-    task = _Task(bundle, split, config, device, work, run, say, replay, teacher)
+    task = _Task(bundle, split, config, device, work, run, say, replay, teacher, privacy)
     chosen_starts, starts = _choose(task, method, selection)
     figures: dict[str, dict[str, Any]] = {}
     if compare and SLM in bundle.manifest.comparison and SLM not in [start.name for start in chosen_starts]:
@@ -123,6 +130,9 @@ def adapt(
         figures[SLM] = _train(plain, Start(SLM))[1]
     model = None
     for start in chosen_starts:
+        if privacy is not None:
+            beside = replace(task, privacy=None, work=task.work / WITHOUT_DP)
+            figures[WITHOUT_DP] = _train(beside, start)[1]
         model, figures[start.name] = _train(task, start)
     best = min(chosen_starts, key=lambda start: figures[start.name]["after"])
     if best is not chosen_starts[-1]:
@@ -267,17 +277,29 @@ def _train(task: _Task, start: Start) -> tuple[PreTrainedModel, dict[str, Any]]:
     if task.teacher is not None:
         loss_of = distillation_loss(task.teacher, task.config.teacher_weight)
     settings = task.settings()
-    result = finetune(
-        model,
-        task.split,
-        task.context_tokens,
-        settings,
-        task.config.seed,
-        folder,
-        lambda line: task.say(f"{start.name:<{SHORT}} {line}"),
-        inputs=inputs,
-        loss_of=loss_of,
-    )
+    if task.privacy is not None:
+        result = finetune_privately(
+            model,
+            task.split,
+            task.context_tokens,
+            task.privacy,
+            settings,
+            folder,
+            lambda line: task.say(f"{'private':<{SHORT}} {line}"),
+            inputs=inputs,
+        )
+    else:
+        result = finetune(
+            model,
+            task.split,
+            task.context_tokens,
+            settings,
+            task.config.seed,
+            folder,
+            lambda line: task.say(f"{start.name:<{SHORT}} {line}"),
+            inputs=inputs,
+            loss_of=loss_of,
+        )
     if task.config.lora_rank:
         model = merge_lora(model)
     figures = figures | _figures(result) | {"settings": asdict(settings)}

@@ -179,6 +179,15 @@ def inspect(
     "--teacher", type=click.Path(path_type=Path), help="A bundle whose model, fine-tuned first, teaches."
 )
 @click.option("--lora", type=click.IntRange(min=1), help="Train low-rank matrices of this rank only.")
+@click.option(
+    "--dp-epsilon",
+    type=float,
+    help="Train with differential privacy for documents: less is a stronger promise.",
+)
+@click.option("--dp-delta", type=float, help="Of --dp-epsilon; left out, 1 / (10 x training documents).")
+@click.option(
+    "--canaries", type=click.IntRange(min=1), help="Plant so many random sequences for `owner audit` to find."
+)
 @click.option("--seed", type=int, help="Decides the held-out split and the order of training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Most passes over the private text.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
@@ -195,6 +204,9 @@ def specialize(
     replay_tokens: int | None,
     teacher: Path | None,
     lora: int | None,
+    dp_epsilon: float | None,
+    dp_delta: float | None,
+    canaries: int | None,
     seed: int | None,
     epochs: int | None,
     device: str,
@@ -210,28 +222,61 @@ def specialize(
         writable = make_places(out)
         stack.callback(drop_empty, out)
         walls = isolate(level, writable, out)
+        from owner.accounting import PrivacyConfig
         from owner.finetuning import FinetuneConfig
         from owner.replaying import ReplayConfig
         from owner.specializing import SpecializeConfig
         from owner.specializing import specialize as run
 
-        config = SpecializeConfig(
+        if dp_delta is not None and dp_epsilon is None:
+            raise click.UsageError("--dp-delta goes with --dp-epsilon")
+        config = _given(
+            SpecializeConfig(),
+            select=select,
+            privacy=None if dp_epsilon is None else _given(PrivacyConfig(dp_epsilon), delta=dp_delta),
+            canaries=canaries,
             finetune=_given(FinetuneConfig(), seed=seed, max_epochs=epochs, lora_rank=lora),
             replay=_given(ReplayConfig(), tokens=replay_tokens),
             replay_path=replay,
             teacher_path=teacher,
             stale_reason=stale_reason,
         )
-        config = _given(config, select=select)
         report = run(bundle, data, out, config, say, device, embedder, walls)
         perplexity = report["perplexity"]
         say(f"held-out perplexity {perplexity['before']:.1f} -> {perplexity['after']:.1f}")
+        if report["privacy"]:
+            say(f"  without differential privacy -> {perplexity['without_dp']:.1f}")
+            say(f"  written: {report['privacy']['written']}")
         if "slm_after" in perplexity:
             gain = 1 - perplexity["after"] / perplexity["slm_after"]
             verdict = f"{abs(gain):.1%} {'lower' if gain >= 0 else 'HIGHER'} than the plain slm's"
             say(f"  plain slm         {perplexity['slm_before']:.1f} -> {perplexity['slm_after']:.1f}")
             say(f"  the perplexity of {report['chosen']} after fine-tuning is {verdict}")
         click.echo(json.dumps(report, indent=2) if as_json else f"{out}/model")
+
+
+@main.command(epilog="Example: owner audit specialized --data private/ --bundle pn32.st")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="The documents it was made from."
+)
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle it was made from.")
+@isolation_option
+@stale_option
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def audit(
+    model: Path, data: Path, bundle: Path | None, level: Any, stale_reason: str | None, as_json: bool
+) -> None:
+    """Attack a specialized model, the out folder of specialize, and write audit.json into it."""
+    with errors_printed():
+        from owner.places import keep_places
+
+        isolate(level, keep_places(model))
+        from owner.auditing import audit as run
+        from owner.summarizing import summarize_audit
+
+        found = run(model, data, bundle, say, stale_reason)
+        click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize_audit(found)))
 
 
 @main.command(epilog="Example: owner histogram --bundle pn32.st --data private/ --epsilon 1.0")

@@ -103,6 +103,8 @@ def raise_walls(level: Level = "kernel", writable: Sequence[Path] = (), out: Pat
     demands, when there are several threads already, or when a standard stream is a network socket; OSError
     for a folder that is not there.
     """
+    for folder in writable:
+        os.stat(folder)  # before the walls: what is missing there is no fault of the kernel's
     rights = [(folder, LANDLOCK_WRITES) for folder in writable]
     rights += [(out.absolute().parent, LANDLOCK_FOLDERS)] if out else []
     rights += [(path, LANDLOCK_FILE) for name in _DEVICES for path in Path("/dev").glob(name)]

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from owner.trust import trust_home
+from owner.remembering import trust_home
 from shared.errors import PlanearlyError
 
 
@@ -21,8 +21,7 @@ def unfinished_folder(out: Path) -> Path:
 def make_places(out: Path) -> list[Path]:
     """Make the unfinished folder, for its owner only; return it and the trust home, if there is one.
 
-    Temporary and cache files of libraries go to the unfinished folder too, and away with it. Raises
-    PlanearlyError where something else has its name, or others could have put something in; OSError.
+    Raises PlanearlyError where something else has its name, or others could have put something in; OSError.
     """
     work = unfinished_folder(out)
     work.mkdir(mode=0o700, exist_ok=True)
@@ -31,8 +30,13 @@ def make_places(out: Path) -> list[Path]:
         raise PlanearlyError(
             f"{work}: is not a folder that only you can open", hint="remove it, or choose another --out"
         )
-    os.environ.update(dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME"), str(work.absolute())))
-    return [work, *filter(Path.is_dir, [trust_home()])]
+    return keep_places(work)
+
+
+def keep_places(folder: Path) -> list[Path]:
+    """Return a folder that is there and the trust home, if there is one; temporary files go to the first."""
+    os.environ.update(dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME"), str(folder.absolute())))
+    return [folder, *filter(Path.is_dir, [trust_home()])]
 
 
 def drop_empty(out: Path) -> None:

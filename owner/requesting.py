@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from owner.documents import read_documents
+from owner.duplicates import read_distinct
 from owner.opening import open_embedder, open_tokenizer, open_trusted
 from owner.vouching import read_trust
 from owner.walking import Skipped
-from owner.windows import PrivateWindows, window_documents
+from owner.windows import PrivateWindows
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import Embedder, embed_texts
@@ -34,10 +34,10 @@ def count_votes(
 ) -> np.ndarray:
     """Return documents per cluster, (K,) int64; a document's ties go to the lowest cluster."""
     chosen: list[int] = []
-    for document in range(private.n_documents):
-        of_document = np.flatnonzero(private.document == document)
-        places = np.linspace(0, len(of_document) - 1, min(len(of_document), WINDOWS_PER_DOCUMENT))
-        chosen += of_document[np.unique(places.astype(int))].tolist()
+    bounds = np.searchsorted(private.document, np.arange(private.n_documents + 1))
+    for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+        places = np.linspace(first, end - 1, min(end - first, WINDOWS_PER_DOCUMENT))
+        chosen += np.unique(places.astype(int)).tolist()
     texts = [decode_window(tokenizer, private.windows.tokens(window)) for window in chosen]
     assigned = assign_clusters(embed_texts(embedder, texts), centroids_KW)
     owners = private.document[chosen]
@@ -121,8 +121,11 @@ def request_histogram(
         device = choose_device("auto")
         tokenizer = open_tokenizer(bundle)
         skipped: list[Skipped] = []
-        private = window_documents(read_documents(data, skipped), tokenizer, manifest.model.context_tokens)
-        say(f"documents    {private.n_documents:,} documents · {sum(item.n for item in skipped)} skipped")
+        private, duplicates = read_distinct(data, skipped, tokenizer, manifest.model.context_tokens)
+        say(
+            f"documents    {private.n_documents:,} documents · {duplicates.n} copies dropped ·"
+            f" {sum(item.n for item in skipped)} skipped"
+        )
         centroids_KW = bundle.tensor("clusters.centroids").numpy()
         embedder = open_embedder(bundle, embedder_folder, device)
         votes_K = count_votes(private, tokenizer, embedder, centroids_KW)

@@ -1,7 +1,8 @@
 """The result on disk: a standard model directory, and a report that stays with the owner.
 
 `OUT/model/` loads with `AutoModelForCausalLM` and `AutoTokenizer`; it holds nothing about the private
-documents but the weights. `OUT/report.json` names the expert and the histogram, so it lies outside.
+documents but the weights. `OUT/report.json` names the expert and the histogram, so it lies outside, as does
+`OUT/canaries.json`, where some were planted.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from shared.files import make_folder, remove, rename, sync_tree, write_json
 from shared.tokenizer import save_tokenizer
 
-MODEL_FOLDER, REPORT_FILE = "model", "report.json"
+MODEL_FOLDER, REPORT_FILE, CANARIES_FILE = "model", "report.json", "canaries.json"
 
 
 def save_specialized(
@@ -23,8 +24,9 @@ def save_specialized(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     report: dict[str, Any],
+    canaries: dict[str, Any] | None = None,
 ) -> None:
-    """Write both into `staged`, a folder of the same file system, then rename it to `out`.
+    """Write all into `staged`, a folder of the same file system, then rename it to `out`.
 
     Weights are float32, in shards as transformers writes them. Raises OSError (no space left) with no
     `out` left behind.
@@ -37,5 +39,7 @@ def save_specialized(
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
     write_json(staged / REPORT_FILE, report)
+    if canaries is not None:
+        write_json(staged / CANARIES_FILE, canaries)
     sync_tree(staged)
     rename(staged, out)

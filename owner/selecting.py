@@ -1,15 +1,24 @@
 """Windows to histogram to expert: the most frequent cluster (paper §4.3)."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
+from owner.opening import open_embedder
+from owner.requesting import count_votes, noisy_request
+from owner.windows import PrivateWindows, Split
 from shared.batches import Windows
+from shared.bundle import Bundle
 from shared.clusters import assign_clusters, cluster_histogram, most_frequent
 from shared.embedding import Embedder, embed_texts
+from shared.files import write_json
 from shared.tokenizer import decode_window
 
+SELECTION_FILE = "selection.json"
 SELECT_WINDOWS = 8192
 """Windows embedded at most, evenly spaced over all. Not in the paper, which embeds every window: the
 largest cell of the histogram does not need millions, and on a CPU that takes hours."""
@@ -21,7 +30,7 @@ class Selection:
 
     expert: int
     histogram: list[int]
-    """Windows per cluster, of those embedded."""
+    """Windows per cluster, of those embedded; with differential privacy documents, after noise."""
 
     @property
     def n_windows(self) -> int:
@@ -53,3 +62,50 @@ def select_expert(embeddings_NW: np.ndarray, centroids_KW: np.ndarray) -> Select
     """Count the nearest centroids, take the most frequent; ties: the lowest index."""
     histogram = cluster_histogram(assign_clusters(embeddings_NW, centroids_KW), len(centroids_KW))
     return Selection(most_frequent(histogram), histogram.tolist())
+
+
+def choose_expert(
+    bundle: Bundle,
+    pack: Bundle | None,
+    private: PrivateWindows,
+    split: Split,
+    epsilon: float,
+    tokenizer: Tokenizer,
+    embedder_folder: Path | None,
+    device: torch.device,
+    work: Path,
+) -> tuple[Selection, list[int]]:
+    """Return the selection, and the histogram over the pack's clusters ([] without one); embeds once.
+
+    With an epsilon of differential privacy, the training documents vote, and noise is added to their votes.
+    The choice is kept in the work folder.
+    """
+    saved = work / SELECTION_FILE
+    if saved.exists():
+        found = json.loads(saved.read_text())
+        return Selection(**found["selection"]), found["replay_histogram"]
+    embedder = open_embedder(bundle, embedder_folder, device)
+    centroids_KW = bundle.tensor("clusters.centroids").numpy()
+    if epsilon:
+        votes_K = count_votes(split.training_documents, tokenizer, embedder, centroids_KW)
+        counts = noisy_request(votes_K, centroids_KW, epsilon).counts
+        selection = Selection(most_frequent(np.asarray(counts)), list(counts))
+        write_json(saved, {"selection": asdict(selection), "replay_histogram": []})
+        return selection, []
+    embeddings = embed_windows(private.windows, tokenizer, embedder)
+    selection = select_expert(embeddings, centroids_KW)
+    replay_histogram = (
+        select_expert(embeddings, pack.tensor("clusters.centroids").numpy()).histogram if pack else []
+    )
+    write_json(saved, {"selection": asdict(selection), "replay_histogram": replay_histogram})
+    return selection, replay_histogram
+
+
+def describe_selection(selection: Selection, n_experts: int) -> str:
+    """Return one line for the terminal."""
+    if n_experts == 1:
+        return "the bundle holds one model"
+    text = f"{selection.expert} of {n_experts} · holds {selection.share:.0%} of windows"
+    if selection.runner_up is not None and selection.runner_up[1] > 0:
+        text += f" · next is {selection.runner_up[0]} with {selection.runner_up[1]:.0%}"
+    return text

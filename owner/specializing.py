@@ -11,30 +11,30 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
-from owner.adapting import Replay, adapt, check_pack, check_teacher, finetune_teacher
+from owner.accounting import PrivacyConfig, describe_privacy, plan_privacy
+from owner.adapting import WITHOUT_DP, Replay, adapt, check_pack, check_teacher, finetune_teacher
+from owner.canaries import canaries_file, draw_canaries, plant_canaries
 from owner.candidates import SLM, check_method
-from owner.documents import read_documents
+from owner.duplicates import read_distinct
 from owner.finetuning import FinetuneConfig
 from owner.isolation import Walls
-from owner.opening import open_embedder, open_tokenizer, open_trusted
+from owner.opening import open_tokenizer, open_trusted
 from owner.places import unfinished_folder
 from owner.replaying import ReplayConfig
 from owner.saving import REPORT_FILE, save_specialized
-from owner.selecting import Selection, embed_windows, select_expert
+from owner.selecting import choose_expert, describe_selection
 from owner.unfinished import check_space, discard_work, finished_report, open_work
 from owner.vouching import read_trust
 from owner.walking import Skipped
-from owner.windows import PrivateWindows, split_documents, window_documents
+from owner.windows import PrivateWindows, split_documents
 from shared.bundle import Bundle
 from shared.device import choose_device
-from shared.files import locked, make_folder, write_json
+from shared.errors import PlanearlyError
+from shared.files import locked, make_folder
 from shared.replay import replay_windows
 from shared.training import Say
-
-SELECTION_FILE = "selection.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,26 @@ class SpecializeConfig:
     """A bundle whose model, fine-tuned first, teaches (SLM-d)."""
     stale_reason: str | None = None
     """Why trust files may be used past their expiry; None: they may not. The report keeps it."""
+    privacy: PrivacyConfig | None = None
+    """Differential privacy for documents; None: without."""
+    canaries: int = 0
+    """Random sequences to plant for `owner audit`."""
+
+    def __post_init__(self) -> None:
+        others = [
+            name
+            for name, is_asked in (
+                (f"--select {self.select}", self.select != "most-frequent"),
+                ("--replay", self.replay_path),
+                ("--teacher", self.teacher_path),
+            )
+            if is_asked
+        ]
+        if self.privacy and others:
+            raise PlanearlyError(
+                f"{others[0]} uses the documents in ways that --dp-epsilon does not account for",
+                hint="leave one of the two out; with --dp-epsilon the expert is chosen by a noisy vote",
+            )
 
     def result_fields(self) -> dict[str, Any]:
         """Return what decides the result, without the paths: files are named by their digests."""
@@ -58,6 +78,8 @@ class SpecializeConfig:
             "select": self.select,
             "finetune": asdict(self.finetune),
             "replay": asdict(self.replay) if self.replay_path else None,
+            "privacy": asdict(self.privacy) if self.privacy else None,
+            "canaries": self.canaries,
         }
 
 
@@ -125,30 +147,35 @@ def specialize(
         skipped: list[Skipped] = []
         finetune = config.finetune
         with clock.stage("read"):
-            private = window_documents(
-                read_documents(data, skipped), tokenizer, manifest.model.context_tokens
-            )
+            private, duplicates = read_distinct(data, skipped, tokenizer, manifest.model.context_tokens)
             split = split_documents(private, finetune.heldout_fraction, finetune.seed)
         n_skipped = sum(item.n for item in skipped)
         say(
             f"documents    {private.n_documents:,} documents · {private.windows.n_tokens:,} tokens ·"
-            f" {split.heldout.n_tokens:,} held out · {n_skipped} skipped"
+            f" {split.heldout.n_tokens:,} held out · {duplicates.n} copies dropped · {n_skipped} skipped"
             + (f" (see {REPORT_FILE})" if n_skipped else "")
         )
         run = _run_digest([bundle, pack, teacher_bundle], private, config, device)
         if out.exists():
             return finished_report(out, run, work, say)
+        canaries = draw_canaries(config.canaries, manifest.model.vocab_size, finetune.seed)
+        planted = plant_canaries(split, canaries)
+        plan = None
+        if config.privacy is not None:
+            plan = plan_privacy(config.privacy, manifest.n_experts, planted, finetune.max_epochs)
+            say(f"privacy      {plan.describe()}")
         check_space(out.parent, manifest.model, _count_trainings(config, bundle))
         make_folder(work, 0o700)
         stack.enter_context(locked(work))
         if out.exists():  # finished by another process meanwhile
             return finished_report(out, run, work, say)
         open_work(work, run, say)
+        epsilon = plan.epsilon_selection if plan else 0.0
         with clock.stage("select"):
-            selection, replay_histogram = _select(
-                bundle, pack, private, tokenizer, embedder_folder, device, work
+            selection, replay_histogram = choose_expert(
+                bundle, pack, private, split, epsilon, tokenizer, embedder_folder, device, work
             )
-        say(f"expert       {_describe(selection, manifest.n_experts)}")
+        say(f"expert       {describe_selection(selection, manifest.n_experts)}")
         teacher = None
         if teacher_bundle is not None:
             with clock.stage("teacher"):
@@ -159,7 +186,7 @@ def specialize(
         with clock.stage("adapt"):
             adapted = adapt(
                 bundle,
-                split,
+                planted,
                 selection,
                 config.select,
                 finetune,
@@ -169,9 +196,13 @@ def specialize(
                 say,
                 replay,
                 cast(nn.Module, teacher) if teacher is not None else None,
+                compare=plan is None,
+                privacy=plan,
             )
         figures = adapted.figures
         perplexity = {when: figures[adapted.chosen.name][when] for when in ("before", "after")}
+        if WITHOUT_DP in figures:
+            perplexity["without_dp"] = figures[WITHOUT_DP]["after"]
         if SLM in figures:
             perplexity |= {f"slm_{when}": figures[SLM][when] for when in ("before", "after")}
         report: dict[str, Any] = {
@@ -179,14 +210,22 @@ def specialize(
             "result": _result(figures[adapted.chosen.name]),
             "select": config.select,
             "chosen": adapted.chosen.name,
+            "start": {
+                "name": adapted.chosen.name,
+                "expert": adapted.chosen.expert,
+                "vector": adapted.chosen.vector,
+            },
             "starts": [_without_vector(start) for start in adapted.starts],
             "expert": selection.expert if manifest.n_experts > 1 else 0,
             "histogram": selection.histogram,
             "histogram_windows": selection.n_windows,
+            "privacy": describe_privacy(plan, perplexity) if plan else None,
             "tokens": private.windows.n_tokens,
             "heldout_tokens": split.heldout.n_tokens,
             "split": split.by,
             "documents": private.n_documents,
+            "documents_sha256": private.digest(),
+            "duplicates": asdict(duplicates),
             "skipped": [asdict(item) for item in skipped],
             "finetuning": figures,
             "config": config.result_fields(),
@@ -200,7 +239,14 @@ def specialize(
             "run": run,
         }
         say(f"result       {report['result']}")
-        save_specialized(work / "result", out, adapted.model.cpu(), tokenizer, report)
+        save_specialized(
+            work / "result",
+            out,
+            adapted.model.cpu(),
+            tokenizer,
+            report,
+            canaries_file(canaries) if canaries else None,
+        )
         discard_work(work)
         return report
 
@@ -237,41 +283,9 @@ def _run_digest(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _select(
-    bundle: Bundle,
-    pack: Bundle | None,
-    private: PrivateWindows,
-    tokenizer: Tokenizer,
-    embedder_folder: Path | None,
-    device: torch.device,
-    work: Path,
-) -> tuple[Selection, list[int]]:
-    """Return the selection, and the histogram over the pack's clusters ([] without one); embeds once."""
-    saved = work / SELECTION_FILE
-    if saved.exists():
-        found = json.loads(saved.read_text())
-        return Selection(**found["selection"]), found["replay_histogram"]
-    embedder = open_embedder(bundle, embedder_folder, device)
-    embeddings = embed_windows(private.windows, tokenizer, embedder)
-    selection = select_expert(embeddings, bundle.tensor("clusters.centroids").numpy())
-    replay_histogram = (
-        select_expert(embeddings, pack.tensor("clusters.centroids").numpy()).histogram if pack else []
-    )
-    write_json(saved, {"selection": asdict(selection), "replay_histogram": replay_histogram})
-    return selection, replay_histogram
-
-
 def _count_trainings(config: SpecializeConfig, bundle: Bundle) -> int:
     """Return how many trainings of models of the bundle's size leave files, at most."""
     starts = bundle.manifest.n_experts if config.select == "best-fine-tuned" else 1
     per_start = 2 if config.replay_path is not None else 1
-    return starts * per_start + len(bundle.manifest.comparison) * per_start
-
-
-def _describe(selection: Selection, n_experts: int) -> str:
-    if n_experts == 1:
-        return "the bundle holds one model"
-    text = f"{selection.expert} of {n_experts} · holds {selection.share:.0%} of windows"
-    if selection.runner_up is not None and selection.runner_up[1] > 0:
-        text += f" · next is {selection.runner_up[0]} with {selection.runner_up[1]:.0%}"
-    return text
+    beside = 1 if config.privacy is not None else 0
+    return starts * per_start + len(bundle.manifest.comparison) * per_start + beside

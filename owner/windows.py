@@ -33,6 +33,24 @@ class PrivateWindows:
             found.update(np.ascontiguousarray(stream).data)
         return found.hexdigest()
 
+    def keep(self, kept: np.ndarray) -> "PrivateWindows":
+        """Return the documents of a mask (n_documents,), numbered anew, in a stream of their own."""
+        chosen = kept[self.document]
+        windows = self.windows.take(chosen)
+        tokens = [windows.tokens(window) for window in range(len(windows))]
+        ends = np.cumsum(windows.length, dtype=np.int64)
+        return PrivateWindows(
+            Windows(
+                streams=[np.concatenate(tokens) if tokens else np.zeros(0, np.uint32)],
+                stream=windows.stream,
+                start=ends - windows.length,
+                length=windows.length,
+                cluster=windows.cluster,
+            ),
+            (np.cumsum(kept) - 1)[self.document[chosen]].astype(np.int32),
+            int(kept.sum()),
+        )
+
 
 @dataclass(frozen=True)
 class Split:
@@ -41,6 +59,15 @@ class Split:
     train: Windows
     heldout: Windows
     by: str
+    train_document: np.ndarray
+    """The document of each training window, (w,) int32, ascending."""
+    heldout_document: np.ndarray
+
+    @property
+    def training_documents(self) -> PrivateWindows:
+        """The training windows by document, the documents numbered anew."""
+        numbers, document = np.unique(self.train_document, return_inverse=True)
+        return PrivateWindows(self.train, document.astype(np.int32), len(numbers))
 
 
 def window_documents(
@@ -101,4 +128,10 @@ def split_documents(private: PrivateWindows, heldout_fraction: float, seed: int)
             " too little to train on one part and hold out another",
             hint="add a second document; useful results start at about a million tokens",
         )
-    return Split(windows.take(~is_heldout), windows.take(is_heldout), by)
+    return Split(
+        windows.take(~is_heldout),
+        windows.take(is_heldout),
+        by,
+        private.document[~is_heldout],
+        private.document[is_heldout],
+    )

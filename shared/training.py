@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from shared.batches import Microbatch, Sampler
+from shared.batches import Microbatch
 from shared.checkpoints import load_newest, save_step
 from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
@@ -25,6 +25,19 @@ from shared.files import make_folder, remove_stale
 from shared.losses import LossFunction, Network, evaluate, sum_nats
 
 Say = Callable[[str], None]
+GradientFunction = Callable[[nn.Module, list[Microbatch], int], float]
+"""(model, a step's microbatches, step) to the step's mean loss, the gradient left in `.grad`."""
+
+
+class Batches(Protocol):
+    """What gives each step its microbatches, a pure function of (seed, step)."""
+
+    seed: int
+
+    def step(self, step: int) -> list[Microbatch]:
+        """Return the microbatches of optimizer step `step`, counted from 0."""
+
+
 SAY_EVERY_S = 10.0
 DIVERGED_NATS = 3.0
 """A run has diverged whose training and held-out loss are both this far above the held-out loss before the
@@ -236,21 +249,23 @@ class _Run:
 def train(
     model: nn.Module,
     network: Network | None,
-    sampler: Sampler,
+    sampler: Batches,
     heldout: Callable[[], Iterable[Microbatch]],
     config: TrainConfig,
     folder: Path,
     say: Say,
     inputs: str = "",
     loss_of: LossFunction = sum_nats,
+    gradient_of: GradientFunction | None = None,
 ) -> TrainResult:
     """Train until `config.steps` or until the held-out loss stops falling; resume what `folder` holds.
 
-    `loss_of` is what is minimized; held-out losses are always nats. `inputs` is a digest of everything else
-    that decides the result (data, starting weights, loss): a checkpoint of other inputs is refused. The
-    held-out loss is also taken before the first step. With a patience, the model ends with the best step's
-    weights, step 0 included: fine-tuning never makes it worse. Weights are saved once they have given a
-    finite loss and gradient, so a run that diverges leaves its last good checkpoint.
+    `loss_of` is what is minimized, or `gradient_of` gives a step's gradient; held-out losses are always
+    nats. `inputs` is a digest of everything else that decides the result (data, starting weights, loss): a
+    checkpoint of other inputs is refused. The held-out loss is also taken before the first step. With a
+    patience, the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
+    Weights are saved once they have given a finite loss and gradient, so a run that diverges leaves its last
+    good checkpoint.
     Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError.
     """
     identity = json.dumps([inputs, sampler.seed, config.result_fields()], sort_keys=True)
@@ -281,7 +296,10 @@ def train(
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(config, state.step)
             state.optimizer.zero_grad(set_to_none=True)
-            loss = train_step(model, network, batches, loss_of)
+            if gradient_of is None:
+                loss = train_step(model, network, batches, loss_of)
+            else:
+                loss = gradient_of(model, batches, state.step)
             gradient_norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))
             state.check("the training loss", loss)
             state.check("the gradient", gradient_norm)

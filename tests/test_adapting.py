@@ -37,7 +37,9 @@ def bundle(tmp_path):
 def split():
     """Text of few words, so that a few steps learn something."""
     windows = make_windows([32] * 40, vocab_size=12)
-    return Split(windows.take(np.arange(40) < 32), windows.take(np.arange(40) >= 32), "windows")
+    numbers = np.arange(40, dtype=np.int32)
+    train = numbers < 32
+    return Split(windows.take(train), windows.take(~train), "documents", numbers[train], numbers[~train])
 
 
 def quiet(line):

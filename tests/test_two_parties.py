@@ -406,3 +406,50 @@ def test_one_expert_of_a_mixture_is_trained_alone_and_touches_only_its_windows(r
     done = run("provider", *release, 4, cwd=released, home=home)
     assert done.returncode == 1
     assert "expert 4 of 4" in done.stderr
+
+
+def test_a_private_model_says_what_it_promises_and_can_be_audited(released):
+    done = specialize(released, "--dp-epsilon", 6, "--canaries", 2, out="promised")
+    assert done.returncode == 0, done.stderr
+    assert "epsilon 5.9" in done.stderr
+    assert "without differential privacy ->" in done.stderr
+    report = json.loads((released / "promised" / "report.json").read_text())
+    privacy = report["privacy"]
+    assert 5.9 < privacy["epsilon"] <= 6.0
+    assert privacy["epsilon"] == privacy["epsilon_selection"] + privacy["epsilon_training"]
+    assert privacy["n_documents"] == report["documents"] - 1 + 2  # one is held out, two are canaries
+    assert "document" in privacy["unit"]
+    assert privacy["perplexity_private"] <= privacy["perplexity_start"]
+    assert privacy["perplexity_without"] < privacy["perplexity_start"]
+    assert "slm" not in report["finetuning"]
+    assert not (released / ".promised.unfinished").exists()
+    home = released / "home"
+    done = run("owner", "audit", "promised", "--data", "private", cwd=released, home=home)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "membership", "verbatim", "canaries", "start", "promise"
+    ]  # fmt: skip
+    written = released / "promised" / "audit.json"
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    found = json.loads(written.read_text())
+    assert found["membership"]["trained"] == report["documents"] - 1
+    assert found["start"]["true"] == report["chosen"]
+    assert found["canaries"]["planted"] == 2
+    (released / "fewer").mkdir()
+    for path in sorted((released / "private").iterdir())[1:]:
+        shutil.copy(path, released / "fewer")
+    done = run("owner", "audit", "promised", "--data", "fewer", cwd=released, home=home)
+    assert done.returncode == 1
+    assert "its documents have digest" in done.stderr
+    done = run(
+        "owner", "audit", "promised", "--data", "private", "--bundle", "no.st", cwd=released, home=home
+    )
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "others", [("--select", "auto"), ("--replay", "tiny.replay.st"), ("--teacher", "tiny.st")]
+)
+def test_what_a_promise_does_not_account_for_is_refused(released, others):
+    done = specialize(released, "--dp-epsilon", 1, *others)
+    assert_refused(done, "does not account for", released)

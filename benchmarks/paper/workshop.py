@@ -234,7 +234,8 @@ class Workshop:
             train = first_tokens(self.windows(arrays, "train"), tokens)
             valid = first_tokens(self.windows(arrays, "valid"), self.plan.valid_tokens)
             test = first_tokens(self.windows(arrays, "test"), self.plan.test_tokens)
-        return Split(train, valid, "files"), test
+        unknown = np.zeros(len(train), np.int32), np.zeros(len(valid), np.int32)
+        return Split(train, valid, "files", *unknown), test
 
     def embeddings(self, domain: str, tokens: int) -> np.ndarray:
         with np.load(self.work / "domains" / f"{domain}.npz") as arrays:
