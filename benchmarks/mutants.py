@@ -150,7 +150,7 @@ def main() -> None:
     assert all(line["seed"] == options.seed for line in lines), "the file is of another seed"
     part = -1 + len(lines)
     while counts_of(lines) < options.count:
-        command = [sys.executable, "-m", "benchmarks.mutants", *sys.argv[1:], "--part", str(part)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--part", str(part)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         with options.out.open("a") as out:
             out.write(done.stdout)

@@ -6,6 +6,7 @@ buffer. A signature says who published the file, not that its weights are good.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -55,6 +56,14 @@ def _step(path: Path, step: str) -> Iterator[None]:
         yield
     except Malformed as problem:
         raise BundleError(f"{path}: {step}: {problem}") from None
+
+
+@contextlib.contextmanager
+def _readable(path: Path, step: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"{path}: {step}: cannot be read: {error.strerror}") from None
 
 
 class Bundle:
@@ -133,7 +142,8 @@ class Bundle:
     def _fill(self, part: memoryview, offset: int) -> None:
         done = 0
         while done < len(part):
-            count = os.preadv(self._file.fileno(), [part[done:]], offset + done)
+            with _readable(self.path, "length"):
+                count = os.preadv(self._file.fileno(), [part[done:]], offset + done)
             if not count:
                 raise BundleError(f"{self.path}: length: the file was cut short while it was read")
             done += count
@@ -179,7 +189,7 @@ def _open(path: Path) -> tuple[io.FileIO, int]:
     except ValueError:
         raise BundleError(f"{quote(str(path))}: file: no file has a NUL in its name") from None
     except OSError as error:
-        hint = "name the file itself, not a symbolic link" if Path(path).is_symlink() else ""
+        hint = "name the file itself, not a symbolic link" if error.errno == errno.ELOOP else ""
         raise BundleError(f"{path}: file: cannot be opened: {error.strerror}", hint) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -189,7 +199,8 @@ def _open(path: Path) -> tuple[io.FileIO, int]:
 
 
 def _read_header(path: Path, file: io.FileIO, size: int) -> bytes:
-    prefix = os.pread(file.fileno(), 8, 0)
+    with _readable(path, "header size"):
+        prefix = os.pread(file.fileno(), 8, 0)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 8 <= length <= min(MAX_HEADER_BYTES, size - 8) or length % 8:
         raise BundleError(
@@ -197,7 +208,8 @@ def _read_header(path: Path, file: io.FileIO, size: int) -> bytes:
             f" at most {MAX_HEADER_BYTES}",
             hint="this is no bundle, or it was cut short",
         )
-    header = os.pread(file.fileno(), length, 8)
+    with _readable(path, "header size"):
+        header = os.pread(file.fileno(), length, 8)
     if len(header) != length:
         raise BundleError(f"{path}: header size: the file was cut short while it was read")
     return header
