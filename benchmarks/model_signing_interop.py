@@ -2,10 +2,10 @@
 
   python benchmarks/model_signing_interop.py /tmp/interop
 
-The folder gets a virtual environment of its own with model-signing and with pyopenssl, which it needs and does
-not ask for; a second run uses it again. Both name forms of a single file: `.`, which model-signing writes for a file, and
-the file's name, which the specification asks for and model-signing writes for a folder. One line for each
-check; exit code 1 if one did not go as expected. Needs a package index once.
+The folder gets a virtual environment of its own with model-signing and with pyopenssl, which that needs and
+does not ask for; a second run uses it again. Both name forms of a single file: `.`, which model-signing
+writes for a file, and the file's name, which the specification asks for and model-signing writes for a
+folder. One line for each check; exit code 1 if one did not go as expected. Needs a package index once.
 """
 
 import argparse
