@@ -241,6 +241,30 @@ def test_a_link_a_folder_a_pipe_and_a_missing_file_are_refused(slm, tmp_path):
         open_bundle(tmp_path / "missing.st", TRUSTED)
 
 
+def test_a_name_with_a_nul_is_refused_and_shown_without_it(tmp_path):
+    with pytest.raises(BundleError, match=r"x\\x00y': file: no file has a NUL in its name"):
+        open_bundle(tmp_path / "x\0y", TRUSTED)
+
+
+@pytest.mark.parametrize(
+    ("call", "at", "step"),
+    [("pread", 0, "header size"), ("pread", 8, "header size"), ("preadv", None, "length")],
+)
+def test_a_disk_that_cannot_be_read_is_named(slm, monkeypatch, call, at, step):
+    real = getattr(os, call)
+
+    def broken(file, what, offset):
+        if at in (offset, None):
+            raise OSError(5, "Input/output error")
+        return real(file, what, offset)
+
+    with open_bundle(slm, TRUSTED) as bundle:
+        monkeypatch.setattr(os, call, broken)
+        with pytest.raises(BundleError) as error:
+            bundle.verify_all() if at is None else open_bundle(slm, TRUSTED)
+    assert str(error.value) == f"{slm}: {step}: cannot be read: Input/output error"
+
+
 def test_a_bundle_changed_after_opening_is_refused_when_read(slm):
     with open_bundle(slm, TRUSTED) as bundle:
         entry = bundle.manifest.tensors[NORM]

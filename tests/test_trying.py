@@ -207,6 +207,12 @@ def test_a_tokenizer_that_loses_text_is_refused(pieces, monkeypatch, capsys):
     assert capsys.readouterr().out == "tokenizer: does not give back a text that it has read\n"
 
 
+def test_a_child_says_why_it_refuses_in_plain_characters(pieces, capsys):
+    assert trying.build(write_pieces(pieces), len(pieces)) == 0
+    assert trying.build(write_pieces([("é", 0.0), *pieces[1:]]), len(pieces)) == 1
+    assert capsys.readouterr().out == "tokenizer pieces: piece 0 is not the reserved '<unk>'\n"
+
+
 def test_a_bundle_with_a_hostile_tokenizer_is_refused_by_name(tmp_path):
     manifest = accepted()["slm.st"]
     manifest["model"] |= {"vocab_size": len(make_pieces())}
