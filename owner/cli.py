@@ -225,6 +225,7 @@ def audit(model: Path, data: Path, bundle: Path | None, egress: Any, as_json: bo
 @click.option(
     "--epsilon", default=1.0, show_default=True, help="Of differential privacy: less is more noise."
 )
+@click.option("--clusters", type=click.IntRange(min=1), help="Merge to so many: less noise, less detail.")
 @click.option(
     "--out",
     default=Path("request.json"),
@@ -236,7 +237,14 @@ def audit(model: Path, data: Path, bundle: Path | None, egress: Any, as_json: bo
 @egress_option
 @click.option("--yes", is_flag=True, help="Write without asking.")
 def histogram(
-    bundle: Path, data: Path, epsilon: float, out: Path, embedder: Path | None, egress: Any, yes: bool
+    bundle: Path,
+    data: Path,
+    epsilon: float,
+    clusters: int | None,
+    out: Path,
+    embedder: Path | None,
+    egress: Any,
+    yes: bool,
 ) -> None:
     """Write a histogram of your documents, with noise, to hand to a provider if you choose to."""
     with errors_printed():
@@ -247,7 +255,7 @@ def histogram(
         from owner.requesting import describe_request, request_histogram
         from shared.request import write_request
 
-        request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder)
+        request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder, clusters)
         for line in describe_request(request, n_documents).split("\n"):
             say(line)
         if not yes and not click.confirm(f"owner: write {out}?", err=True):
