@@ -4,8 +4,7 @@
 
 Documents are the demo's topics cut after paragraphs into pieces of about a thousand characters, so that
 there are enough of them. Each row is one `owner specialize --canaries 16` and one `owner audit`; what is
-finished in --work is not run again. Options: --work (default .privacy), --epsilons (default 1 3 8 inf),
---canaries.
+finished in --work is not run again. Options: --work (.privacy), --epsilons (1 3 8 inf), --canaries (16).
 """
 
 import argparse

@@ -290,6 +290,7 @@ def audit(
 @click.option(
     "--epsilon", default=1.0, show_default=True, help="Of differential privacy: less is more noise."
 )
+@click.option("--clusters", type=click.IntRange(min=1), help="Merge to so many: less noise, less detail.")
 @click.option(
     "--out",
     default=Path("request.json"),
@@ -305,6 +306,7 @@ def histogram(
     bundle: Path,
     data: Path,
     epsilon: float,
+    clusters: int | None,
     out: Path,
     embedder: Path | None,
     level: Any,
@@ -317,7 +319,9 @@ def histogram(
         from owner.requesting import describe_request, request_histogram
         from shared.request import write_request
 
-        request, n_documents = request_histogram(bundle, data, epsilon, out, say, embedder, stale_reason)
+        request, n_documents = request_histogram(
+            bundle, data, epsilon, out, say, embedder, clusters, stale_reason
+        )
         for line in describe_request(request, n_documents).split("\n"):
             say(line)
         if not yes and not click.confirm(f"owner: write {out}?", err=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from owner.coarsening import expected_error, merge_clusters, share_out
 from owner.duplicates import read_distinct
 from owner.opening import open_embedder, open_tokenizer, open_trusted
 from owner.vouching import read_trust
@@ -26,6 +27,9 @@ from shared.training import Say
 
 WINDOWS_PER_DOCUMENT = 4
 """Windows of a document that are embedded at most, evenly spaced."""
+COARSER = 4
+"""Each number of clusters that is offered is this part of the one before. Ours."""
+MERGED = "; on {n} merged clusters, shared out among their members by the generic corpus"
 MECHANISM = "discrete Laplace (OpenDP make_laplace over integers), one vote a document, scale {scale:.6g}"
 
 
@@ -48,10 +52,10 @@ def count_votes(
     return cluster_histogram(np.asarray(votes, np.int32), len(centroids_KW))
 
 
-def noisy_request(votes_K: np.ndarray, centroids_KW: np.ndarray, epsilon: float) -> HistogramRequest:
-    """Return the request with noise added to every count; counts below 0 become 0.
+def noisy_counts(votes_K: np.ndarray, epsilon: float) -> tuple[np.ndarray, float]:
+    """Return the counts with noise added to every one, below 0 made 0, and the noise's scale.
 
-    It is epsilon-differentially private for adding or removing one document. Source: OpenDP
+    They are epsilon-differentially private for adding or removing one document. Source: OpenDP
     `make_laplace` on integers (the discrete Laplace mechanism of Ghosh et al. 2009) and its
     `binary_search_param`. Raises PlanearlyError for an epsilon that is not above 0, and where OpenDP is
     not installed.
@@ -71,11 +75,70 @@ def noisy_request(votes_K: np.ndarray, centroids_KW: np.ndarray, epsilon: float)
     )
     measurement = dp.m.make_laplace(*space, scale=scale)
     counts = measurement([int(count) for count in votes_K])
+    return np.maximum(np.asarray(counts, np.int64), 0), float(scale)
+
+
+def noisy_request(
+    votes_K: np.ndarray,
+    centroids_KW: np.ndarray,
+    epsilon: float,
+    generic_K: np.ndarray | None = None,
+    n_clusters: int | None = None,
+) -> HistogramRequest:
+    """Return the request, with noise on every cluster's count, or on those of fewer, merged clusters.
+
+    Merged ones are shared out by the generic corpus' counts, which must be given then. Raises as
+    `noisy_counts`, and for more merged clusters than there are.
+    """
+    if n_clusters is None:
+        counts_K, scale = noisy_counts(votes_K, epsilon)
+        mechanism = MECHANISM.format(scale=scale)
+    else:
+        assert generic_K is not None
+        if n_clusters > len(centroids_KW):
+            raise PlanearlyError(
+                f"{n_clusters} clusters are asked for, expected at most {len(centroids_KW)}",
+                hint="--clusters merges clusters, and cannot split them",
+            )
+        groups_K = merge_clusters(centroids_KW, generic_K, n_clusters)
+        merged_N, scale = noisy_counts(np.bincount(groups_K, votes_K), epsilon)
+        counts_K = share_out(merged_N, groups_K, generic_K)
+        mechanism = MECHANISM.format(scale=scale) + MERGED.format(n=n_clusters)
     return HistogramRequest(
         centroids_sha256=centroids_digest(centroids_KW),
-        counts=tuple(max(0, int(count)) for count in counts),
+        counts=tuple(counts_K.tolist()),
         epsilon=float(epsilon),
-        mechanism=MECHANISM.format(scale=scale),
+        mechanism=mechanism,
+    )
+
+
+def describe_errors(
+    votes_K: np.ndarray,
+    centroids_KW: np.ndarray,
+    generic_K: np.ndarray,
+    epsilon: float,
+    n_clusters: int | None,
+) -> str:
+    """Return what error to expect of a file with these many clusters, and of coarser ones, side by side."""
+    n_all = len(centroids_KW)
+    asked = n_clusters or n_all
+    choices = {
+        asked,
+        n_all,
+        *(n_all // COARSER**power for power in range(1, 6) if n_all >= 2 * COARSER**power),
+    }
+    lines = []
+    for n in sorted(choices, reverse=True):
+        groups_K = merge_clusters(centroids_KW, generic_K, n)
+        own, every = expected_error(votes_K, groups_K, generic_K, epsilon)
+        this = " (this file)" if n == asked else ""
+        lines.append(f"  --clusters {n}{this}: {own:.2f} between these, {every:.2f} between all {n_all}")
+    return "\n".join(
+        [
+            "expected error of the histogram, 0 exact to 1 useless, by number of clusters. The figures know",
+            "your documents and are for your eyes; a choice by them is not in epsilon:",
+            *lines,
+        ]
     )
 
 
@@ -106,6 +169,7 @@ def request_histogram(
     out: Path,
     say: Say,
     embedder_folder: Path | None = None,
+    n_clusters: int | None = None,
     stale_reason: str | None = None,
 ) -> tuple[HistogramRequest, int]:
     """Return the differentially private request for these documents, and their number; writes nothing.
@@ -129,4 +193,8 @@ def request_histogram(
         centroids_KW = bundle.tensor("clusters.centroids").numpy()
         embedder = open_embedder(bundle, embedder_folder, device)
         votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
-        return noisy_request(votes_K, centroids_KW, epsilon), private.n_documents
+        generic_K = bundle.tensor("clusters.counts").numpy()
+        request = noisy_request(votes_K, centroids_KW, epsilon, generic_K, n_clusters)
+        for line in describe_errors(votes_K, centroids_KW, generic_K, epsilon, n_clusters).split("\n"):
+            say(line)
+        return request, private.n_documents

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from owner.opening import open_embedder
-from owner.requesting import count_votes, noisy_request
+from owner.requesting import count_votes, noisy_counts
 from owner.windows import PrivateWindows, Split
 from shared.batches import Windows
 from shared.bundle import Bundle
@@ -88,8 +88,8 @@ def choose_expert(
     centroids_KW = bundle.tensor("clusters.centroids").numpy()
     if epsilon:
         votes_K = count_votes(split.training_documents, tokenizer, embedder, centroids_KW)
-        counts = noisy_request(votes_K, centroids_KW, epsilon).counts
-        selection = Selection(most_frequent(np.asarray(counts)), list(counts))
+        counts = noisy_counts(votes_K, epsilon)[0]
+        selection = Selection(most_frequent(counts), counts.tolist())
         write_json(saved, {"selection": asdict(selection), "replay_histogram": []})
         return selection, []
     embeddings = embed_windows(private.windows, tokenizer, embedder)
