@@ -159,7 +159,8 @@ def is_finite(part: memoryview, dtype: str) -> bool:
     signed, unsigned, least = NON_FINITE[dtype]
     highest = int(np.frombuffer(part, signed).max(initial=0))
     lowest = int(np.frombuffer(part, unsigned).max(initial=0))
-    return highest < least and lowest < np.iinfo(signed).max + 1 + least
+    sign = 1 << (8 * DTYPES[dtype].itemsize - 1)
+    return highest < least and lowest < sign + least
 
 
 RULED = (CENTROIDS, COUNTS, REPLAY_TOKENS, REPLAY_LENGTHS, REPLAY_CLUSTERS)

@@ -1,11 +1,26 @@
 """A bundle and an expert, or any point between experts, to one dense stock model, a layer at a time."""
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from shared.bundle import Bundle
 from shared.projection import project
 from shared.slm import build_slm
+
+SLICE_BYTES = 4 << 20
+"""Of a bank, as float32, projected at a time: small enough to stay in a processor's cache."""
+
+
+def _project(vector_M: Tensor, mixing_MH: Tensor, bank_HOI: Tensor) -> Tensor:
+    """Return one expert's weight (O, I) in float32, some rows at a time: no float32 copy of a whole bank."""
+    capacity, rows, columns = bank_HOI.shape
+    step = max(1, SLICE_BYTES // (4 * capacity * columns))
+    weight_OI = torch.empty(rows, columns)
+    for row in range(0, rows, step):
+        part_HOI = bank_HOI[:, row : row + step]
+        weight_OI[row : row + step] = project(vector_M.unsqueeze(0), mixing_MH, part_HOI)[0]
+    return weight_OI
 
 
 def _fill(model: nn.Module, name: str, weight: Tensor) -> None:
@@ -38,8 +53,9 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
     """Return one expert as a dense float32 stock model (paper §2.5), each tensor verified as it is read.
 
     `expert` is an index or, of kind pn, any expert vector (M,): the equation takes every one.
-    kind pn: the shared weights, and W^(l,i) projected layer by layer, so that at most one weight bank is
-    in memory beside the model. kind mix: that expert's weights and no other's. kind slm: the model.
+    kind pn: the shared weights, and W^(l,i) projected layer by layer; beside the model there is one weight
+    bank in memory, and where there are two cores the next one, which is read and hashed meanwhile.
+    kind mix: that expert's weights and no other's. kind slm: the model.
     Raises BundleError when a tensor's digest does not match; ValueError for an index out of range, a vector
     of another length, or a vector for a kind that has none.
     """
@@ -55,17 +71,19 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
     model = _empty(bundle)
     projected = set(manifest.linears)
     prefix = f"experts.{expert}." if manifest.kind == "mix" else "shared."
-    for name, _ in list(model.named_parameters()):
+    names, mixings = {}, {}
+    for name, _ in model.named_parameters():
         linear = name.removesuffix(".weight")
+        names[name] = prefix + name
         if linear in projected:
-            weight_OI = project(
-                vector_M.unsqueeze(0),
-                bundle.tensor(f"projected.{linear}.mixing"),
-                bundle.tensor(f"projected.{linear}.bank"),
-            )[0]
-            _fill(model, name, weight_OI)
+            names[name] = f"projected.{linear}.bank"
+            mixings[name] = bundle.tensor(f"projected.{linear}.mixing")
+    tensors = bundle.read(names.values())
+    for name in names:
+        if name in mixings:
+            _fill(model, name, _project(vector_M, mixings[name], next(tensors)))
         else:
-            _fill(model, name, bundle.tensor(prefix + name))
+            _fill(model, name, next(tensors))
     return _finish(model)
 
 
@@ -74,6 +92,7 @@ def comparison_slm(bundle: Bundle) -> PreTrainedModel | None:
     if "slm" not in bundle.manifest.comparison:
         return None
     model = _empty(bundle)
-    for name, _ in list(model.named_parameters()):
-        _fill(model, name, bundle.tensor(f"slm.{name}"))
+    names = [name for name, _ in model.named_parameters()]
+    for name, tensor in zip(names, bundle.read(f"slm.{name}" for name in names), strict=True):
+        _fill(model, name, tensor)
     return _finish(model)

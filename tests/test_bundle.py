@@ -344,3 +344,36 @@ def test_keys_of_the_same_key_id_are_all_tried(slm):
     with pytest.raises(SignatureError, match="signature: key .* did not sign this manifest"):
         open_bundle(slm, [Namesake(STRANGER.public_key.raw)])
     open_bundle(slm, [Namesake(STRANGER.public_key.raw), *TRUSTED]).close()
+
+
+def test_the_first_damaged_tensor_in_file_order_is_named_on_any_number_of_cores(slm, monkeypatch):
+    with open_bundle(slm, TRUSTED) as bundle:
+        names, start = bundle.names, bundle._data_start
+        first, last = (bundle.manifest.tensors[names[i]] for i in (1, -1))
+    content = bytearray(slm.read_bytes())
+    for entry in (first, last):
+        content[start + entry.start] ^= 1
+    slm.write_bytes(content)
+    for n_cores in (1, 2, 7):
+        monkeypatch.setattr("shared.bundle._n_cores", lambda n=n_cores: n)
+        seen = []
+        with open_bundle(slm, TRUSTED) as bundle, pytest.raises(BundleError) as refused:
+            bundle.verify_all(lambda done, total, seen=seen: seen.append(done))
+        assert f"digest: tensor {names[1]} is not" in str(refused.value)
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("n_cores", [1, 2])
+def test_reading_ahead_gives_the_same_tensors_and_refuses_the_same(slm, monkeypatch, n_cores):
+    monkeypatch.setattr("shared.bundle._n_cores", lambda: n_cores)
+    with open_bundle(slm, TRUSTED) as bundle:
+        names = bundle.names[::-1]
+        for name, tensor in zip(names, bundle.read(names), strict=True):
+            assert torch.equal(tensor, bundle.tensor(name))
+        content = bytearray(slm.read_bytes())
+        content[bundle._data_start + bundle.manifest.tensors[names[2]].start] ^= 1
+        slm.write_bytes(content)
+        tensors = bundle.read(names)
+        assert torch.equal(next(tensors), bundle.tensor(names[0]))
+        with pytest.raises(BundleError, match=f"digest: tensor {names[2]} is not"):
+            list(tensors)
