@@ -114,9 +114,9 @@ def signature(key, **changes) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("signatures", "problem"),
     [
-        ([], "signatures holds 0, expected a list of 1 to 16"),
-        ({}, "signatures is not a list"),
-        ([signature(ROOTS[0])] * 17, "signatures holds 17"),
+        ([], "does not hold 1 to 16 signatures"),
+        ({}, "does not hold 1 to 16 signatures"),
+        ([signature(ROOTS[0])] * 17, "does not hold 1 to 16"),
         ([signature(ROOTS[0])] * 2, "not ordered by key id, each once"),
         (
             sorted([signature(key) for key in ROOTS[:2]], key=lambda one: one["keyid"])[::-1],
