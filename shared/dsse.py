@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from shared.signature import KEY_ID_PATTERN, SIGNATURE_BYTES
-from shared.strict_json import Malformed, canonical_json, check_list, check_match, parse_json, quote
+from shared.signature import KEY_ID_HEX, KEY_ID_PATTERN, SIGNATURE_BYTES
+from shared.strict_json import Malformed, canonical_json, parse_json, quote
 
 Signature = tuple[str, bytes]
 """Key id, and 64 bytes."""
@@ -40,7 +40,11 @@ def parse_envelope(text: bytes, media_type: str, most: int) -> tuple[bytes, tupl
         raise Malformed("has other fields than payload, payloadType and signatures")
     if envelope["payloadType"] != media_type:
         raise Malformed(f"payloadType is {quote(envelope['payloadType'])}, this reader knows {media_type}")
-    signatures = tuple(map(_signature, check_list(envelope["signatures"], "signatures", 1, most)))
+    listed = envelope["signatures"]
+    if not isinstance(listed, list) or not 1 <= len(listed) <= most:
+        number = "exactly one signature" if most == 1 else f"1 to {most} signatures"
+        raise Malformed(f"does not hold {number}")
+    signatures = tuple(map(_signature, listed))
     key_ids = [key_id for key_id, _ in signatures]
     if key_ids != sorted(set(key_ids)):
         raise Malformed("its signatures are not ordered by key id, each once")
@@ -50,7 +54,9 @@ def parse_envelope(text: bytes, media_type: str, most: int) -> tuple[bytes, tupl
 def _signature(value: Any) -> Signature:
     if not isinstance(value, dict) or sorted(value) != ["keyid", "sig"]:
         raise Malformed("its signature has other fields than keyid and sig")
-    key_id = check_match(value["keyid"], "keyid", KEY_ID_PATTERN)
+    key_id = value["keyid"]
+    if not isinstance(key_id, str) or not KEY_ID_PATTERN.fullmatch(key_id):
+        raise Malformed(f"keyid is {quote(key_id)}, expected {KEY_ID_HEX} lower-case hex digits")
     signature = decode_base64(value["sig"], "sig")
     if len(signature) != SIGNATURE_BYTES:
         raise Malformed(f"sig has {len(signature)} bytes, expected {SIGNATURE_BYTES}")

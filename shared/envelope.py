@@ -20,9 +20,14 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+def envelope_text(payload: bytes, key_id: str, signature: bytes) -> str:
+    """Return the only text that an envelope of these three may have."""
+    return dsse.envelope_text(MEDIA_TYPE, payload, [(key_id, signature)]).decode()
+
+
 def header_bytes(manifest: Manifest, payload: bytes, key_id: str, signature: bytes) -> bytes:
     """Return the only header that these may have, padded with spaces to a multiple of 8 bytes."""
-    text = dsse.envelope_text(MEDIA_TYPE, payload, [(key_id, signature)]).decode()
+    text = envelope_text(payload, key_id, signature)
     entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: text}}
     for name, entry in sorted(manifest.tensors.items(), key=lambda item: item[1].start):
         entries[name] = {

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import SignatureError, TrustError
+from shared.names import MAX_VERSION
 from shared.signature import pae
 from shared.strict_json import canonical_json
 from shared.trust_file import (
     FIELDS,
+    FINGERPRINT_PREFIX,
+    FORMAT,
+    MAX_ENTRIES,
     MAX_FILE_BYTES,
+    MAX_KEYS,
+    MAX_ROOTS,
+    MAX_SIGNATURES,
     MEDIA_TYPE,
     STEPS,
     Roots,
@@ -24,6 +32,7 @@ from shared.trust_file import (
     read_payload,
     read_signed,
 )
+from tests.parties import ROOT
 from tests.trust_files import (
     ROOTS,
     SECOND_SIGNER,
@@ -114,9 +123,9 @@ def signature(key, **changes) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("signatures", "problem"),
     [
-        ([], "signatures holds 0, expected a list of 1 to 16"),
-        ({}, "signatures is not a list"),
-        ([signature(ROOTS[0])] * 17, "signatures holds 17"),
+        ([], "does not hold 1 to 16 signatures"),
+        ({}, "does not hold 1 to 16 signatures"),
+        ([signature(ROOTS[0])] * 17, "does not hold 1 to 16"),
         ([signature(ROOTS[0])] * 2, "not ordered by key id, each once"),
         (
             sorted([signature(key) for key in ROOTS[:2]], key=lambda one: one["keyid"])[::-1],
@@ -124,6 +133,7 @@ def signature(key, **changes) -> dict[str, str]:
         ),
         ([signature(ROOTS[0], keyid="A" * 16)], "keyid is 'A"),
         ([signature(ROOTS[0], sig="AA")], "sig is not canonical base64"),
+        ([signature(ROOTS[0], sig=7)], "sig is not canonical base64"),
         ([signature(ROOTS[0], sig="AAAA")], "sig has 3 bytes, expected 64"),
         ([7], "its signature has other fields"),
     ],
@@ -220,6 +230,7 @@ def test_steps_are_named_in_the_messages():
         ({"version": 2**31}, "version is"),
         ({"created": "2026-11-01"}, "created is"),
         ({"created": 20261101}, "created is"),
+        ({"created": "2026-11-1T00:00:00Z"}, "created is"),
         ({"expires": "2026-11-01T00:00:00Z"}, "expires is .*, expected later than created"),
         ({"expires": "2026-10-01T00:00:00Z"}, "expires is .*, expected later than created"),
         ({"roots": []}, "roots is not an object"),
@@ -287,3 +298,32 @@ def test_a_trust_file_has_a_size_limit_and_must_be_a_file(tmp_path: Path):
         read_signed(tmp_path / "missing.json")
     path.write_bytes(signed_by(ROOTS[:1]))
     assert check_first(read_signed(path), fingerprint()).name == "acme"
+
+
+SPEC = (ROOT / "docs/trust-format.md").read_text(encoding="utf-8")
+
+
+def test_the_spec_has_the_steps_fields_and_numbers_of_the_reader():
+    reading = SPEC.partition("## 5.")[2].partition("## 6.")[0]
+    assert tuple(re.findall(r"\*\*(.+?)\*\*", reading)) == STEPS
+    payload = SPEC.partition("## 3.")[2].partition("## 4.")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", payload, re.M)) == sorted(FIELDS)
+    for text in (
+        f"Identifier:\n`{FORMAT}`",
+        f"`{MEDIA_TYPE}`",
+        f"1 to {MAX_SIGNATURES} signatures",
+        f"at most {MAX_FILE_BYTES} bytes",
+        f"1 to {MAX_ROOTS} public keys",
+        f"at most {MAX_KEYS} objects",
+        f"at most {MAX_ENTRIES} entries",
+        f"1 to {MAX_VERSION};",
+        "`SHA-256(" + json.dumps(FINGERPRINT_PREFIX.decode()) + " || canonical JSON",
+    ):
+        assert text in SPEC, text
+
+
+def test_the_example_in_the_spec_is_a_payload_but_for_its_keys():
+    shown = next(json.loads(block) for block in re.findall(r"```json\n(.*?)```", SPEC, re.S))
+    shown["roots"]["keys"] = hex_keys(ROOTS[:3])
+    shown["keys"][0]["key"] = SIGNER.public_key.raw.hex()
+    assert parse_payload(canonical_json(shown)).roots.threshold == 2

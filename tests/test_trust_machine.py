@@ -133,8 +133,11 @@ class OwnersTrust(RuleBasedStateMachine):
             return True
         return fields["version"] == highest["version"] and self.payload(fields) == self.payload(highest)
 
-    @rule(fields=trust_files, told=st.sampled_from(sorted(ROOT_SETS)))
+    @rule(fields=trust_files, told=st.sampled_from([None, None, *sorted(ROOT_SETS)]))
     def add(self, fields, told):
+        if told is None:  # as a provider does it: told right, signed by all
+            told = fields["roots"]
+            fields = fields | {"signers": frozenset(ROOT_SETS[told][0])}
         numbers, threshold = ROOT_SETS[told]
         roots = fingerprint(roots=roots_field([ROOTS[number] for number in numbers], threshold))
         expected = (
@@ -145,9 +148,11 @@ class OwnersTrust(RuleBasedStateMachine):
         )
         self.expect(expected, fields, lambda path: add_trust_file(path, roots))
 
-    @rule(fields=trust_files, follow=st.booleans())
-    def update(self, fields, follow):
-        if follow and self.stored is not None:  # a version that an honest provider would write next
+    @rule(fields=trust_files, signers=st.sampled_from(["any", "new roots", "old and new roots"]))
+    def update(self, fields, signers):
+        if self.stored is not None and signers == "new roots":
+            fields = fields | {"version": 6, "signers": frozenset(ROOT_SETS[fields["roots"]][0])}
+        elif self.stored is not None and signers == "old and new roots":  # as an honest provider does it
             wanted = {
                 number for roots in (self.stored["roots"], fields["roots"]) for number in ROOT_SETS[roots][0]
             }

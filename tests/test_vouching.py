@@ -303,3 +303,19 @@ def test_the_commands_add_update_list_and_remove(tmp_path, bundle):
         assert run("remove", which).stderr == f"owner: no longer trusts {which}\n"
     assert run("list").stdout == ""
     assert run("remove", "acme").exit_code == 1
+
+
+def test_inspect_takes_a_reason_for_an_expired_trust_file_and_shows_it(add, bundle):
+    add(expires="2026-11-05T00:00:00Z")
+    path = str(bundle())
+    refused = CliRunner().invoke(main, ["inspect", path])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "whose trust file version 1 expired 2026-11-05T00:00:00Z" in refused.stderr
+    empty = CliRunner().invoke(main, ["inspect", path, "--accept-stale-trust", " "])
+    assert empty.exit_code == 1
+    assert "--accept-stale-trust has no reason" in empty.stderr
+    shown = CliRunner().invoke(main, ["inspect", path, "--accept-stale-trust", "no stick"])
+    assert shown.exit_code == 0
+    line = "acme version 1 · 10 days old · expires 2026-11-05T00:00:00Z · EXPIRED, accepted: no stick"
+    assert f"owner: trust file   {line}\n" in shown.stderr
+    assert f"vouched by  {line}\n" in shown.stdout
