@@ -324,6 +324,23 @@ def test_a_refusal_says_what_can_be_done(slm, change, message, hint):
     assert error.value.hint == hint
 
 
+@pytest.mark.parametrize("length", [0, 7, 9, 16, (4 << 20) + 8, 2**63, 2**64 - 8])
+def test_a_header_s_length_is_taken_as_it_stands(slm, length):
+    slm.write_bytes(struct.pack("<Q", length) + b"{}      ")
+    with pytest.raises(BundleError) as error:
+        open_bundle(slm, TRUSTED)
+    assert str(error.value) == (
+        f"{slm}: header size: {length} bytes in a file of 16, expected a multiple of 8, at most 4194304"
+    )
+
+
+def test_the_shortest_and_the_longest_header_are_read(slm):
+    for length in (8, 4 << 20):
+        slm.write_bytes(struct.pack("<Q", length) + b"{}".ljust(length))
+        with pytest.raises(BundleError, match=": header: __metadata__ does not have"):
+            open_bundle(slm, TRUSTED)
+
+
 def test_a_wrong_signature_says_to_get_the_file_again(slm):
     parts = Parts(slm.read_bytes())
     signature = Parts(slm.read_bytes()).envelope["signatures"]
