@@ -188,10 +188,11 @@ class Values:
             self._squares.index_add_(0, rows, squares)
             self._seen += len(squares)
         elif self._name in RULED:
-            values = np.frombuffer(part, np.uint16 if self._dtype == "U16" else np.int64).astype(np.int64)
+            values: Any = np.frombuffer(part, np.uint16 if self._dtype == "U16" else np.int64)
             self._low, self._high = min(self._low, int(values.min())), max(self._high, int(values.max()))
-            # In two halves: a sum of int64 could come round to the right one.
-            self._total += (int((values >> 32).sum()) << 32) + int((values & 0xFFFFFFFF).sum())
+            if self._dtype == "I64":
+                # In two halves: a sum of int64 could come round to the right one.
+                self._total += (int((values >> 32).sum()) << 32) + int((values & 0xFFFFFFFF).sum())
 
     def check(self) -> None:
         """Refuse NaN, infinities, centroids that are too long, counts and windows that are none."""

@@ -5,6 +5,7 @@ key's signature: a malicious provider's.
 """
 
 import gc
+import hashlib
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ import torch
 
 from owner.opening import open_embedder, open_tokenizer
 from shared.bundle import MAX_HEADER_BYTES, open_bundle, write_bundle
+from shared.contents import lay_out
 from shared.embedding import WEIGHTS_SHA256
 from shared.errors import PlanearlyError
 from shared.pieces import write_pieces
@@ -156,20 +158,29 @@ def sparse(size: int, vector: str = "slm.st") -> Make:
 
 
 def sparse_pack(folder: Path) -> Path:
-    """A replay pack whose 2^28 tokens are a hole of 512 MiB, with a digest that is not theirs."""
-    n_tokens, path = 2**28, folder / "bomb.st"
+    """A replay pack whose 2^27 tokens are a hole of 256 MiB, under a digest that is not theirs."""
+    path, context, n_windows = folder / "bomb.st", 131_072, 1024
+    n_tokens = context * n_windows
     parts = Parts((VECTORS / "replay.st").read_bytes())
     tensors = parts.manifest["tensors"]
-    parts.manifest["replay"] = {"tokens": n_tokens, "windows": 3}
-    start = tensors["replay.tokens"]["offsets"][0]
-    tail = tensors[TOKENIZER]["offsets"]
-    tensors["replay.tokens"].update(shape=[n_tokens], offsets=[start, start + 2 * n_tokens])
-    end = start + 2 * n_tokens
-    tensors[TOKENIZER]["offsets"] = [end, end + tail[1] - tail[0]]
-    parts.set_data("replay.lengths", struct.pack("<qqq", 16, 1, 5))
-    parts.data = parts.data[:start]
+    parts.manifest["replay"] = {"tokens": n_tokens, "windows": n_windows}
+    parts.manifest["model"]["context_tokens"] = context
+    before = {
+        name: parts.data[slice(*tensors[name]["offsets"])]
+        for name in ("clusters.centroids", "clusters.counts")
+    }
+    before["replay.lengths"] = struct.pack("<q", context) * n_windows
+    before["replay.clusters"] = bytes(8 * n_windows)
+    tensors["replay.lengths"]["shape"] = tensors["replay.clusters"]["shape"] = [n_windows]
+    tensors["replay.tokens"]["shape"] = [n_tokens]
+    layout = lay_out({name: (tensor["dtype"], tensor["shape"]) for name, tensor in tensors.items()})
+    for name, offsets in layout.items():
+        tensors[name]["offsets"] = list(offsets)
+        if name in before:
+            tensors[name]["sha256"] = hashlib.sha256(before[name]).hexdigest()
+    parts.data = b"".join(before[name] for name in layout if name in before)
     path.write_bytes(parts.sign().join())
-    os.truncate(path, path.stat().st_size + 2 * n_tokens + tail[1] - tail[0])
+    os.truncate(path, path.stat().st_size - len(parts.data) + layout[TOKENIZER][1])
     return path
 
 
@@ -287,7 +298,7 @@ BOMBS: dict[str, Make] = {
     "signed: the largest replay pack": signed(
         lambda m: m["replay"].update(tokens=2**34, windows=2**34), "replay.st"
     ),
-    "signed: a hole of 512 MiB": sparse_pack,
+    "signed: a hole of 256 MiB": sparse_pack,
     "signed: centroids at the end of float32": content(
         lambda: (
             Parts((VECTORS / "slm.st").read_bytes())

@@ -186,7 +186,7 @@ def test_a_header_over_the_limit_is_not_written(tmp_path):
     text = ["x" * 99_000] * 32
     message = refusal(tmp_path, lambda m: m["training"].update(notes=text))
     assert message.startswith("header size: ")
-    assert "expected at most 4194304" in message
+    assert message.endswith("expected at most 4194304")
 
 
 def test_a_tensor_that_changes_between_hashing_and_writing_is_refused(tmp_path):
@@ -290,6 +290,84 @@ def test_a_header_cut_while_it_is_read_is_refused(slm, monkeypatch):
     monkeypatch.setattr(os, "pread", lambda file, length, at: pread(file, min(length, 100), at))
     with pytest.raises(BundleError, match="header size: the file was cut short while it was read"):
         open_bundle(slm, TRUSTED)
+
+
+def test_reads_that_come_in_pieces_are_put_together(slm, monkeypatch):
+    before, preadv = read_everything(slm), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: preadv(file, [parts[0][:7]], at))
+    found = read_everything(slm)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+GET_AGAIN = "the file was damaged or changed; get it again"
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (lambda c: c[:5], "header size: 0 bytes in a file of 5", "this is no bundle, or it was cut short"),
+        (lambda c: c[:-1], "length: ", "the file was cut short or lengthened; get it again"),
+        (lambda c: c[:-1] + b"x", "digest: ", GET_AGAIN),
+        (
+            lambda c: c.replace(b'sig\\":\\"', b'sig\\":\\"AAAA', 1).replace(b"==\\", b"\\", 1),
+            "envelope: ",
+            "",
+        ),
+        (lambda c: Parts(c[:-1] + b"x").sign(b"{}").join(), "manifest: ", ""),
+    ],
+)
+def test_a_refusal_says_what_can_be_done(slm, change, message, hint):
+    slm.write_bytes(change(slm.read_bytes()))
+    with pytest.raises(BundleError) as error:
+        read_everything(slm)
+    assert str(error.value).startswith(f"{slm}: {message}")
+    assert error.value.hint == hint
+
+
+@pytest.mark.parametrize("length", [0, 7, 9, 16, (4 << 20) + 8, 2**63, 2**64 - 8])
+def test_a_header_s_length_is_taken_as_it_stands(slm, length):
+    slm.write_bytes(struct.pack("<Q", length) + b"{}      ")
+    with pytest.raises(BundleError) as error:
+        open_bundle(slm, TRUSTED)
+    assert str(error.value) == (
+        f"{slm}: header size: {length} bytes in a file of 16, expected a multiple of 8, at most 4194304"
+    )
+
+
+def test_the_shortest_and_the_longest_header_are_read(slm):
+    for length in (8, 4 << 20):
+        slm.write_bytes(struct.pack("<Q", length) + b"{}".ljust(length))
+        with pytest.raises(BundleError, match=": header: __metadata__ does not have"):
+            open_bundle(slm, TRUSTED)
+
+
+def test_a_wrong_signature_says_to_get_the_file_again(slm):
+    parts = Parts(slm.read_bytes())
+    signature = Parts(slm.read_bytes()).envelope["signatures"]
+    parts.sign(b"{}")
+    parts.envelope["signatures"] = signature
+    slm.write_bytes(parts.join())
+    with pytest.raises(SignatureError) as error:
+        open_bundle(slm, TRUSTED)
+    assert (
+        str(error.value) == f"{slm}: signature: key {PROVIDER.public_key.key_id} did not sign this manifest"
+    )
+    assert error.value.hint == GET_AGAIN
+
+
+def test_an_open_bundle_is_not_inherited_by_programs_that_are_started(slm):
+    with open_bundle(slm, TRUSTED) as bundle:
+        assert not os.get_inheritable(bundle._file.fileno())
+    with pytest.raises(ValueError, match="closed file"):
+        bundle.tensor(NORM)
+
+
+def test_a_refused_bundle_leaves_no_descriptor_open(slm, tmp_path):
+    before = os.listdir("/proc/self/fd")
+    for path, keys in ((slm, []), (tmp_path, TRUSTED), (tmp_path / "missing", TRUSTED)):
+        with pytest.raises(BundleError):
+            open_bundle(path, keys)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_bundle_may_be_replaced_while_it_is_open(slm):

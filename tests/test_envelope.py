@@ -73,6 +73,7 @@ SIG, PAYLOAD_TEXT = "sig is not canonical base64", "payload is not canonical bas
         (GOOD | {"signatures": [ENTRY | {"keyid": list(KEY_ID)}]}, "keyid is ['0', "),
         (GOOD | {"signatures": [ENTRY | {"keyid": "0" * 15 + "A"}]}, "keyid is '000000000000000A'"),
         (GOOD | {"signatures": [ENTRY | {"keyid": "0" * 15 + "g"}]}, "keyid is '000000000000000g'"),
+        (GOOD | {"signatures": [ENTRY | {"keyid": "0" * 15 + "X"}]}, "keyid is '000000000000000X'"),
         (GOOD | {"signatures": [ENTRY | {"sig": None}]}, SIG),
         (GOOD | {"signatures": [ENTRY | {"sig": "\u00e9"}]}, SIG),
         (GOOD | {"signatures": [ENTRY | {"sig": "AA==AA=="}]}, SIG),
