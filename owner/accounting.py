@@ -17,8 +17,9 @@ from shared.errors import PlanearlyError
 
 ACCOUNTANT = "prv"
 """Opacus' numerical composition (Gopi et al. 2021), an upper bound: less noise for a promise than RDP's."""
-ACCOUNTING_ERROR = 1 / 200
-"""Of epsilon: how far the accountant's bound and the search for the noise may be off, to the safe side."""
+ACCOUNTING_ERROR, LEAST_ERROR = 1 / 200, 1e-3
+"""Of epsilon: how far the accountant's bound and the search for the noise may be off, to the safe side; never
+less than LEAST_ERROR, because time and memory grow with its inverse."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
     _need_opacus()
     from opacus.accountants.utils import get_noise_multiplier
 
+    error = max(LEAST_ERROR, epsilon * ACCOUNTING_ERROR)
     try:
         with _quietly():
             return float(
@@ -121,13 +123,13 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
                     sample_rate=sampling_rate,
                     steps=steps,
                     accountant=ACCOUNTANT,
-                    epsilon_tolerance=epsilon * ACCOUNTING_ERROR,
-                    eps_error=epsilon * ACCOUNTING_ERROR,
+                    epsilon_tolerance=error,
+                    eps_error=error,
                 )
             )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as problem:
         raise PlanearlyError(
-            f"no noise was found for epsilon {epsilon:g}, delta {delta:.3g}, {steps} steps: {error}",
+            f"no noise was found for epsilon {epsilon:g}, delta {delta:.3g}, {steps} steps: {problem}",
             hint="use a larger --dp-epsilon",
         ) from None
 
@@ -140,7 +142,9 @@ def spent_epsilon(noise: float, sampling_rate: float, steps: int, delta: float) 
     accountant.history = [(noise, sampling_rate, steps)]
     with _quietly():
         rough = float(accountant.get_epsilon(delta=delta))
-        return float(accountant.get_epsilon(delta=delta, eps_error=rough * ACCOUNTING_ERROR))
+        return float(
+            accountant.get_epsilon(delta=delta, eps_error=max(LEAST_ERROR, rough * ACCOUNTING_ERROR))
+        )
 
 
 def describe_privacy(plan: PrivacyPlan, perplexity: dict[str, float]) -> dict[str, Any]:
@@ -155,7 +159,8 @@ def describe_privacy(plan: PrivacyPlan, perplexity: dict[str, float]) -> dict[st
         "covers": "the weights in model/, and which expert they started from",
         "does_not_cover": "this report; the held-out documents, which are not trained on but decide whether"
         " the start is written instead of a worse result; which documents are held out or dropped as copies;"
-        " the number of documents; attacks on the rounding of floating-point noise",
+        " the numbers of documents, windows and tokens, which set steps and rates; attacks on the"
+        " rounding of floating-point noise",
         "written": "result" if perplexity["after"] < perplexity["before"] else "start: the result was worse",
         "perplexity_start": perplexity["before"],
         "perplexity_private": perplexity["after"],

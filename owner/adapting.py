@@ -22,7 +22,7 @@ from owner.distilling import distillation_loss
 from owner.finetuning import FinetuneConfig, finetune, train_config
 from owner.learning import learn_point
 from owner.lora import add_lora, merge_lora
-from owner.private_training import finetune_privately
+from owner.private_training import finetune_privately, private_settings
 from owner.replaying import ReplayConfig, continue_pretraining, replay_weights
 from owner.selecting import Selection
 from owner.windows import Split
@@ -278,6 +278,7 @@ def _train(task: _Task, start: Start) -> tuple[PreTrainedModel, dict[str, Any]]:
         loss_of = distillation_loss(task.teacher, task.config.teacher_weight)
     settings = task.settings()
     if task.privacy is not None:
+        settings = private_settings(settings, task.privacy)
         result = finetune_privately(
             model,
             task.split,

@@ -8,7 +8,6 @@ What is random comes from owner/private_noise.py, the size of the noise from own
 """
 
 import hashlib
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +118,17 @@ def private_gradient(model: nn.Module, batches: list[Microbatch], plan: PrivacyP
     return loss / max(1, n_rows)
 
 
+def private_settings(settings: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
+    """Return the loop's settings with the plan's steps, and without early stopping."""
+    return replace(
+        settings,
+        steps=plan.steps,
+        warmup_steps=min(settings.warmup_steps, plan.steps // 10),
+        eval_every_steps=max(1, plan.steps // 4),
+        patience_evals=0,
+    )
+
+
 def finetune_privately(
     model: PreTrainedModel,
     split: Split,
@@ -131,7 +141,7 @@ def finetune_privately(
 ) -> TrainResult:
     """Fine-tune in place as planned, resuming what `folder` holds; a result worse than its start is undone.
 
-    `settings` gives rates. Raises PlanearlyError, CheckpointError, OSError as `shared.training.train`.
+    `settings` are `private_settings`. Raises as `shared.training.train`.
     """
     module = cast(nn.Module, model)
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -145,17 +155,9 @@ def finetune_privately(
         return private_gradient(model, batches, plan, Stream(secret, step, NOISE))
 
     heldout = list(all_microbatches(split.heldout, context_tokens, settings.rows_per_microbatch))
-    fixed = replace(
-        settings,
-        steps=plan.steps,
-        warmup_steps=min(settings.warmup_steps, plan.steps // 10),
-        clip_norm=math.inf,  # the sum is clipped already, document by document
-        eval_every_steps=max(1, plan.steps // 4),
-        patience_evals=0,
-    )
     with document_gradients(module):
         result = train(
-            module, None, sampler, lambda: heldout, fixed, folder, say,
+            module, None, sampler, lambda: heldout, settings, folder, say,
             inputs=f"{inputs} {asdict(plan)}", gradient_of=gradient_of,
         )  # fmt: skip
     before = result.history[0]["heldout_loss"]

@@ -101,11 +101,11 @@ def choose_expert(
     return selection, replay_histogram
 
 
-def describe_selection(selection: Selection, n_experts: int) -> str:
+def describe_selection(selection: Selection, n_experts: int, of: str = "windows") -> str:
     """Return one line for the terminal."""
     if n_experts == 1:
         return "the bundle holds one model"
-    text = f"{selection.expert} of {n_experts} · holds {selection.share:.0%} of windows"
+    text = f"{selection.expert} of {n_experts} · holds {selection.share:.0%} of {of}"
     if selection.runner_up is not None and selection.runner_up[1] > 0:
         text += f" · next is {selection.runner_up[0]} with {selection.runner_up[1]:.0%}"
     return text

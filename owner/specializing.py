@@ -175,7 +175,8 @@ def specialize(
             selection, replay_histogram = choose_expert(
                 bundle, pack, private, split, epsilon, tokenizer, embedder_folder, device, work
             )
-        say(f"expert       {describe_selection(selection, manifest.n_experts)}")
+        of = "votes, after noise" if epsilon else "windows"
+        say(f"expert       {describe_selection(selection, manifest.n_experts, of)}")
         teacher = None
         if teacher_bundle is not None:
             with clock.stage("teacher"):

@@ -15,6 +15,7 @@ from dp_accounting.pld import PLDAccountant
 
 from owner.accounting import PrivacyConfig, PrivacyPlan, noise_multiplier, plan_privacy, spent_epsilon
 from owner.canaries import REPEATS, draw_canaries, plant_canaries
+from owner.lora import add_lora, merge_lora
 from owner.private_noise import NOISE, SAMPLING, Stream, run_secret
 from owner.private_training import (
     DocumentSampler,
@@ -23,6 +24,7 @@ from owner.private_training import (
     document_losses,
     finetune_privately,
     private_gradient,
+    private_settings,
 )
 from owner.windows import PrivateWindows, Split
 from shared.batches import Rows, all_microbatches, collate
@@ -78,6 +80,25 @@ def test_each_documents_gradient_is_that_of_the_document_alone(architecture):
         )
         torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-7)
     assert not any(hasattr(p, "grad_sample") and p.grad_sample is not None for p in parameters)
+
+
+def test_low_rank_matrices_have_gradients_of_their_own_too():
+    torch.manual_seed(1)
+    model, windows = add_lora(model_of(), 2), make_windows([9, 31, 17])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_()
+    alone = []
+    for row in range(3):
+        document_losses(model, rows(windows, [row])).sum().backward()
+        alone.append(torch.cat([p.grad.flatten() for p in parameters]).norm())
+        model.zero_grad()
+    with document_gradients(model):
+        document_losses(model, rows(windows, range(3))).sum().backward()
+        together = torch.stack([p.grad_sample.flatten(1).norm(dim=1) for p in parameters]).norm(dim=0)
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=0)
+    merge_lora(model)
 
 
 def test_one_document_moves_the_sum_by_no_more_than_the_clipping_norm():
@@ -181,6 +202,7 @@ def test_a_single_document_cannot_be_hidden():
 
 def run(folder, plan=PLAN, settings=SETTINGS):
     model = model_of()
+    settings = private_settings(settings, plan)
     result = finetune_privately(model, make_split(), 32, plan, settings, folder, lambda line: None, "inputs")
     return model, result
 
