@@ -32,14 +32,18 @@ def make_inputs(folder: Path) -> None:
     for name, chosen in (("corpus", names[:N_FILES]), ("private", names[N_FILES : N_FILES + N_DOCUMENTS])):
         (folder / name).mkdir(parents=True)
         for number, topic in enumerate(chosen):
-            (folder / name / f"{number}.md").write_text(topics[topic][: N_BYTES if name == "corpus" else 800])
+            (folder / name / f"{number}.md").write_text(
+                topics[topic][: N_BYTES if name == "corpus" else N_BYTES // 6]
+            )
     write_recipe(folder / "release.toml")
     create_key(folder / "provider.key", folder / "provider.pub")
 
 
-def tiny_recipe(folder: Path) -> Recipe:
+def tiny_recipe(folder: Path, kind: str) -> Recipe:
     """Return the recipe of tests/parties.py with a few steps, and a checkpoint after each."""
     recipe = read_recipe(folder / "release.toml")
+    if kind == "slm":
+        recipe = replace(recipe, kind="slm", comparison=(), projection=None)
     assert recipe.replay is not None
     return replace(
         recipe,
@@ -51,12 +55,10 @@ def tiny_recipe(folder: Path) -> Recipe:
     )
 
 
-def release(folder: Path, inputs: Path, say: Say = quiet) -> None:
+def release(folder: Path, inputs: Path, say: Say = quiet, kind: str = "pn") -> None:
     """Release `inputs` into `folder/out`, working in `folder/work`."""
-    key = read_signing_key(inputs / "provider.key")
-    provider_release(
-        tiny_recipe(inputs), inputs / "corpus", folder / "out", folder / "work", key, say, device="cpu"
-    )
+    recipe, key = tiny_recipe(inputs, kind), read_signing_key(inputs / "provider.key")
+    provider_release(recipe, inputs / "corpus", folder / "out", folder / "work", key, say, device="cpu")
 
 
 def specialize(folder: Path, inputs: Path, bundle: Path, say: Say = quiet, **finetune: Any) -> dict[str, Any]:
