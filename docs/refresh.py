@@ -44,10 +44,12 @@ OTHER_FILES = {
     "examples/release-pn32.toml": "the paper's full-size run, as it would be run",
     "benchmarks/paper/*-recipe.toml": "the recipe that a plan varies",
     "benchmarks/paper/*.toml": "a plan: systems, budgets, seeds, rates, sizes",
+    "benchmarks/scaling.toml": "what the plan takes as given: data sheets, the paper's cells, measured rates",
     "docs/architecture.md": "one page, one picture: floors, data flow, stages, what lies where",
     "docs/paper-map.md": "equation or section to file and function; what we do differently",
     "docs/bundle-format.md": "the specification of a bundle",
     "docs/threat-model.md": "what is protected, against whom, by what, and what is not",
+    "docs/scaling.md": "the full-size run on paper: hours, cost and limits on 1, 8 and 64 GPUs",
     "docs/experiments.md": "results and failed attempts, newest first",
     "docs/decisions/*.md": "one page per decision that closes a door",
 }
