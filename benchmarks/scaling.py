@@ -20,8 +20,8 @@ from costs import Cost, Machine, Plan, System, distinct, forward_cost, resident_
 
 from owner.finetuning import FinetuneConfig
 from provider.recipe import read_recipe
+from shared.embedding import BATCH_PIECES, SUB_WINDOW_PIECES, WIDTH
 from shared.embedding import CONFIG as EMBEDDER
-from shared.embedding import SUB_WINDOW_PIECES, WIDTH
 from shared.slm import PRESETS, SlmConfig
 
 HERE = Path(__file__).resolve().parent
@@ -60,15 +60,12 @@ def per_billion(machine: Machine, name: str, plan: Plan) -> float:
 def fitted(machine: Machine) -> Machine:
     """Return the machine at the share of its peaks that fits Table 2's SLM and LLM best, in log."""
     cells = [(per_billion(machine, name, paper_plan(name)), PAPER["training"][name]) for name in FITTED]
-    logs = [math.log(found / paper) for found, paper in cells]
-    return replace(machine, achieved=math.exp(sum(logs) / 2))
+    return replace(machine, achieved=math.sqrt(math.prod(found / paper for found, paper in cells)))
 
 
 A100 = fitted(Machine(**DATA["machines"]["a100"]))
 H200 = Machine(**DATA["machines"]["h200"], achieved=A100.achieved)
-HERE_CORE = Machine(
-    *(CORE[name] for name in ("bf16_flops", "f32_flops", "memory_bytes_s")), achieved=A100.achieved
-)
+HOST = Machine(CORE["bf16_flops"], CORE["f32_flops"], CORE["memory_bytes_s"], achieved=A100.achieved)
 
 
 def table(head: str, rows: Iterator[tuple[object, ...]]) -> str:
@@ -103,25 +100,24 @@ def terms() -> Iterator[tuple[object, ...]]:
     plain = step_terms(A100, SLM, Plan(plan.tokens, plan.n_gpus))
     for (name, limit, _, slm), (*_, pn) in zip(plain, step_terms(A100, PN, plan), strict=True):
         yield name, limit, f"{1000 * slm / A100.achieved:.1f}", f"{1000 * pn / A100.achieved:.1f}"
-    both = [step_cost(A100, SLM, Plan(plan.tokens, plan.n_gpus)), step_cost(A100, PN, plan)]
-    yield "step", "", *(f"{1000 * cost.seconds:.1f}" for cost in both)
+    slm_s = step_cost(A100, SLM, Plan(plan.tokens, plan.n_gpus)).seconds
+    yield "step", "", f"{1000 * slm_s:.1f}", f"{1000 * step_cost(A100, PN, plan).seconds:.1f}"
 
 
 def table_3() -> Iterator[tuple[object, ...]]:
     """One GPU with the batch that it had in pretraining, for as many steps as §4 allows at most."""
-    spent: dict[str, list[float]] = {}
+    step_s = {}
     for name in ("slm", "llm"):
         plan = paper_plan(name)
-        plan = Plan(plan.tokens / plan.n_gpus)
-        step = step_cost(A100, SYSTEMS[name], plan).seconds
-        spent[name] = [steps * step / HOUR for steps in PAPER["finetuning"]["most_steps"]]
-    teaching = forward_cost(A100, LLM, 1, 1024).seconds * paper_plan("slm").tokens / paper_plan("slm").n_gpus
-    steps = PAPER["finetuning"]["most_steps"]
-    parts = zip(spent["llm"], spent["slm"], steps, strict=True)
-    spent["slm-d"] = [teacher + student + n * teaching / HOUR for teacher, student, n in parts]
-    for name, hours in spent.items():
-        for size, paper, found in zip(("1M", "8M", "64M"), PAPER["limits"][name][1:], hours, strict=True):
-            yield compared(name, size, paper, found, "upper bound" if size == "1M" else "predicted")
+        step_s[name] = step_cost(A100, SYSTEMS[name], Plan(plan.tokens / plan.n_gpus)).seconds
+    student = paper_plan("slm")
+    taught_s = forward_cost(A100, LLM, student.tokens / student.n_gpus, 1024).seconds
+    step_s["slm-d"] = step_s["llm"] + step_s["slm"] + taught_s
+    for name, seconds in step_s.items():
+        limits, most = PAPER["limits"][name][1:], PAPER["finetuning"]["most_steps"]
+        for size, paper, steps in zip(("1M", "8M", "64M"), limits, most, strict=True):
+            note = "upper bound" if size == "1M" else "predicted"
+            yield compared(name, size, paper, steps * seconds / HOUR, note)
 
 
 def budgets() -> Iterator[tuple[object, ...]]:
@@ -138,14 +134,13 @@ def core() -> Iterator[tuple[object, ...]]:
     pn = replace(slm, n_projected_layers=slm.sizes.n_layers, capacity=16)
     for cell in DATA["training"]:
         tokens, rate, ratio = (cell[name] for name in ("tokens_per_step", "slm_tokens_s", "pn_over_slm"))
-        plain = step_cost(HERE_CORE, slm, Plan(tokens)).seconds
-        more = step_cost(HERE_CORE, pn, Plan(tokens, points=1)).seconds - plain
+        plain = step_cost(HOST, slm, Plan(tokens)).seconds
+        more = step_cost(HOST, pn, Plan(tokens, points=1)).seconds - plain
         extra = f"{1000 * (ratio - 1) * tokens / rate:.0f} | {1000 * more:.0f}"
         ratios = f"{ratio:.2f} ({' to '.join(map(str, cell['quartiles']))}) | {1 + more / plain:.2f}"
         yield f"{tokens:,}", f"{rate:,}", f"{tokens / plain:,.0f}", extra, ratios
-    one = forward_cost(HERE_CORE, MINILM, SUB_WINDOW_PIECES + 2, 16_384).seconds
-    measured = CORE["embedded_sub_windows_s"]
-    yield "embedding, sub-windows/s", measured, f"{1 / one:.0f}", "", "", "", ""
+    one = forward_cost(HOST, MINILM, SUB_WINDOW_PIECES + 2, BATCH_PIECES).seconds
+    yield "embedding, sub-windows/s", CORE["embedded_sub_windows_s"], f"{1 / one:.0f}", "", "", "", ""
 
 
 def our_plan(n_gpus: int, system: System = SLM, tokens: float = 0, **options: bool) -> Plan:
@@ -175,7 +170,7 @@ def stages(machine: Machine, n_gpus: int, n_cores: int) -> Iterator[tuple[str, C
     per_byte = 1 / CORE["decode_bytes_s"] + 1 / CORE["word_piece_bytes_s"]
     beside = host(2 * tokens + vectors, text * per_byte)
     padded = pieces + 2 * (pieces / SUB_WINDOW_PIECES + windows / 2)
-    vector = forward_cost(machine, MINILM, padded / n_gpus, 16_384)
+    vector = forward_cost(machine, MINILM, padded / n_gpus, BATCH_PIECES)
     yield "embed", replace(vector, cpu=beside.cpu, disk=beside.disk, bytes=beside.bytes)
     fit = RECIPE.clustering.fit_windows * RECIPE.clustering.n_init
     yield "k-means", host(4 * WIDTH * fit, one_core=fit * k / CORE["kmeans_window_clusters_s"])
@@ -187,30 +182,23 @@ def stages(machine: Machine, n_gpus: int, n_cores: int) -> Iterator[tuple[str, C
         yield f"pretrain {name}", step_cost(machine, system, our_plan(n_gpus, system)).times(config.steps)
     columns = our_plan(n_gpus, PN, sends_leaves=n_gpus > 1, is_sharded=n_gpus > 1)
     yield "pretrain pn, columns, dW sent", step_cost(machine, PN, columns).times(config.steps)
-    share = Plan(config.rows_per_step * context / k)
-    turns = config.steps * math.ceil(k / n_gpus)
-    yield "pretrain mix", step_cost(machine, SLM, share).times(turns)
+    share = step_cost(machine, SLM, Plan(config.rows_per_step * context / k))
+    yield "pretrain mix", share.times(config.steps * math.ceil(k / n_gpus))
     sampled = PAPER["limits"]["slm-is"][0] / PAPER["training"]["slm"] * 1e9
-    plan = our_plan(n_gpus)
-    yield "pretrain is, per owner", step_cost(machine, SLM, plan).times(sampled / plan.tokens)
-    bundle = 2 * (PN.trained + SLM.slm)
-    yield "publish", host(3 * bundle, one_core=2 * bundle / CORE["sha256_bytes_s"])
-    converted = 10 * PN.capacity * PN.projected / CORE["memory_bytes_s"]
-    yield (
-        "owner: verify, materialize",
-        host(2 * bundle, one_core=2 * bundle / CORE["sha256_bytes_s"] + converted),
-    )
+    steps = sampled / (config.rows_per_step * context)
+    yield "pretrain is, per owner", step_cost(machine, SLM, our_plan(n_gpus)).times(steps)
+    bundle = 2 * (PN.trained + SLM.slm)  # bytes, bfloat16
+    hashed_s = 2 * bundle / CORE["sha256_bytes_s"]  # once as a file or tensor, once when it is used
+    yield "publish", host(3 * bundle, one_core=hashed_s)
+    # A bank is read, widened to float32 and read again.
+    converted_s = 10 * PN.capacity * PN.projected / CORE["memory_bytes_s"]
+    yield "owner: verify, materialize", host(2 * bundle, one_core=hashed_s + converted_s)
     tuning = FinetuneConfig()
     for millions in (1, 8, 64):
         n_rows = int(millions * 1e6 / context)
         rows = min(config.rows_per_step, n_rows // tuning.least_steps_per_epoch)
-        plan = Plan(rows * context, microbatches=rows / tuning.rows_per_microbatch)
-        step = step_cost(machine, SLM, plan)
+        step = step_cost(machine, SLM, Plan(rows * context, microbatches=rows / tuning.rows_per_microbatch))
         yield f"owner: fine-tune {millions}M", step.times(tuning.max_epochs * n_rows / rows)
-
-
-RELEASE = ("pretrain slm", "pretrain pn")
-"""Pretrainings that a release of the recipe needs; the other stages of the provider all belong to it."""
 
 
 def stage_table(machine: Machine, price: float) -> Iterator[tuple[object, ...]]:
@@ -220,7 +208,7 @@ def stage_table(machine: Machine, price: float) -> Iterator[tuple[object, ...]]:
     total = [0.0] * len(sizes)
     for row in zip(*(stages(machine, *size) for size in sizes), strict=True):
         name, one = row[1]
-        if name in RELEASE or not name.startswith(("pretrain", "owner")):
+        if name in ("pretrain slm", "pretrain pn") or not name.startswith(("pretrain", "owner")):
             total = [hours + cost.seconds / HOUR for hours, (_, cost) in zip(total, row, strict=True)]
         cells = [f"{cost.seconds / HOUR:,.3g} {cost.limit}" for _, cost in row]
         n_gpus = 0 if not one.compute else 1 if name.startswith("owner") else 8
@@ -231,15 +219,8 @@ def stage_table(machine: Machine, price: float) -> Iterator[tuple[object, ...]]:
 
 def step_table(machine: Machine) -> Iterator[tuple[object, ...]]:
     """Yield the projected network's step in four ways, over the plain model's."""
-    for n_gpus, tokens in (
-        (1, 2**14),
-        (1, 2**16),
-        (1, 2**17),
-        (8, 2**17),
-        (8, 2**20),
-        (64, 2**17),
-        (64, 2**20),
-    ):
+    for n_gpus, power in ((1, 14), (1, 16), (1, 17), (8, 17), (8, 20), (64, 17), (64, 20)):
+        tokens = 2**power
         slm = step_cost(machine, SLM, our_plan(n_gpus, SLM, tokens)).seconds
         plans = [
             our_plan(n_gpus, PN, tokens, sends_leaves=leaves, is_sharded=shards)
@@ -252,12 +233,13 @@ def step_table(machine: Machine) -> Iterator[tuple[object, ...]]:
 
 
 def tables(price: float = 1.0) -> dict[str, str]:
-    """Return the tables of docs/scaling.md, by the names of their blocks."""
+    """Return the tables of the page, by the names of their blocks."""
     beside = "system | case | paper | model | residual | how"
     core_head = "tokens/step | SLM tokens/s | model | PN - SLM, ms/step | model | PN / SLM | model"
     stage_head = "stage | bytes | FLOPs | 1 GPU, 1 core | 1 GPU | 8 GPUs | 64 GPUs | 8 GPUs cost"
-    ways = "DDP | ZeRO-1 | DDP, dW sent | columns, dW sent"
-    step_head = f"GPUs | tokens/step | SLM, ms | {ways} | GB, DDP | GB, columns"
+    step_head = (
+        "GPUs | tokens/step | SLM, ms | DDP | ZeRO-1 | DDP, dW sent | columns, dW sent | GB, DDP | columns"
+    )
     return {
         "fit": f"Share of all peaks that is reached, fitted: {A100.achieved:.2f}",
         "table 2": table(beside, table_2()),
