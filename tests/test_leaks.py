@@ -33,13 +33,13 @@ def raise_and_lie_in_wait(*arguments):
     walls = raise_walls(*arguments)
     import owner.specializing as story
     adapt = story.adapt
-    def leak_first(*arguments):
+    def leak_first(*arguments, **options):
         command, sys.argv = sys.argv, given
         found = {{}}
         exec({PROBES!r}, found)
         sys.argv = command
         print("PROBED", found["json"].dumps(found["run"]()), file=sys.stderr)
-        return adapt(*arguments)
+        return adapt(*arguments, **options)
     story.adapt = leak_first
     return walls
 cli.raise_walls = raise_and_lie_in_wait
