@@ -17,6 +17,12 @@ from shared.errors import DocumentsError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".html", ".htm", ".txt.gz", ".md.gz", ".jsonl.gz")
 
+MACHINE_FAULTS = (
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENOTCONN),
+)
+"""Errors that say nothing of the file that was to be read."""
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -136,7 +142,16 @@ def refuse_change(file: PrivateFile, opened: IO[bytes], then: str = "") -> None:
 
 
 def reason_of(error: OSError) -> str:
-    """Return what the system said, in a few words; its message could hold more than that."""
+    """Return what the system said of a file, in a few words; its message could hold more than that.
+
+    Raises DocumentsError where not the file but the machine is at fault: the next run might read it, and
+    end with another model.
+    """
+    if error.errno in MACHINE_FAULTS:
+        raise DocumentsError(
+            f"private documents cannot be read: {errno.errorcode[error.errno]}, a fault of disk or machine",
+            hint="nothing was left out for it; the same command goes on when it is gone",
+        ) from None
     if error.errno in (errno.EACCES, errno.EPERM):
         return "no permission"
     if error.errno == errno.ENOENT:

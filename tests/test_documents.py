@@ -1,5 +1,6 @@
 """Reading private folders: every file is read or listed, in one order, and none is ever quoted."""
 
+import errno
 import gzip
 import json
 import os
@@ -414,3 +415,19 @@ print(n, n_characters, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - bef
     (tmp_path / f"a.{kind}").unlink()
     assert (n, n_characters) == (3, size) if kind == "txt" else n > 180
     assert grown_mib < (6 * 64 if kind == "txt" else 32)
+
+
+@pytest.mark.parametrize("call", ["os.open", "os.lstat", "os.scandir"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_a_fault_of_the_machine_is_an_error_and_leaves_no_document_out(tmp_path, monkeypatch, call, number):
+    (tmp_path / "a.txt").write_text("text")
+    real = getattr(os, call.partition(".")[2])
+
+    def fail(path, *arguments, **options):
+        if str(path).startswith(str(tmp_path)):
+            raise OSError(number, "fault", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(call, fail)
+    with pytest.raises(DocumentsError, match=f"cannot be read: {errno.errorcode[number]}, a fault of disk"):
+        list(read_documents(tmp_path, []))
