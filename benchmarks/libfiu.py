@@ -4,7 +4,8 @@
 
 Needs libfiu (Debian: libfiu-dev, fiu-utils). Unlike the faults of tests/disk.py these hit libraries too, and
 reads and messages. Each run fails one kind of call with a probability; then the same call without faults must
-end bit for bit as undisturbed, unless a document could not be read: the owner's run names it and goes on without. One JSON line per run goes to --log; the same command goes on from there.
+end bit for bit as undisturbed, unless a document could not be read: the run names it and goes on without.
+One JSON line per run goes to --log; the same command goes on from there.
 """
 
 import argparse
