@@ -1,8 +1,7 @@
 """The n-th file call fails, for n = 1, 2, 3, ... until none fails; and every power cut, replayed.
 
 Nothing good is lost and nothing wrong is taken: what has its final name is whole, and the same call on a
-sound disk then ends as if nothing had happened. benchmarks/faults.py does the same to the whole job, with
-every kind of fault at every call.
+sound disk then ends as if nothing had happened.
 """
 
 import errno

@@ -13,9 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from provider.publishing import PUBLIC_KEY_FILE
+from shared.bundle import open_bundle
 from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.errors import CheckpointError, PlanearlyError, error_lines
 from shared.files import locked, make_folder, remove, write_atomic
+from shared.materializing import materialize
+from shared.signature import read_public_key
 from tests import test_training, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -255,6 +258,19 @@ def test_too_little_memory_is_one_clear_error_and_the_same_command_goes_on_with_
     done = run(1 << 40)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "result" / "report.json").read_text())["perplexity"]["after"] > 1
+
+
+def test_a_result_worse_than_its_start_is_never_written_and_the_report_says_so(job, tmp_path):
+    said = []
+    report = tiny.specialize(tmp_path, job, job / "out" / "tiny.st", said.append, rate_fraction=1e9)
+    words = "as it was before fine-tuning: no step was better on the held-out text"
+    assert report["result"].startswith(words)
+    assert f"result       {report['result']}" in said
+    assert report["perplexity"]["after"] == report["perplexity"]["before"]
+    written = load_file(tmp_path / "result" / "model" / "model.safetensors")
+    with open_bundle(job / "out" / "tiny.st", [read_public_key(job / "provider.pub")]) as bundle:
+        for name, weight in materialize(bundle, 0).named_parameters():
+            assert torch.equal(written[name], weight.detach())
 
 
 def test_a_killed_release_leaves_no_temporary_file_beside_the_bundle(job, tmp_path):

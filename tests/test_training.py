@@ -199,6 +199,54 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_a_hint(tmp_path):
     assert "learning rate" in caught.value.hint
 
 
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_weights_that_give_no_number_are_never_saved(tmp_path, monkeypatch, spoiled):
+    """From step 4 on something is NaN: the run stops, and what it saved last resumes as if all were well."""
+    config = replace(CONFIG, steps=8, eval_every_steps=1, checkpoint_every_s=0.0)
+    _, whole = run(tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        steps = iter(range(100))
+
+        def spoil(model, network, batches, loss_of=None):
+            loss = train_step(model, network, batches)
+            if next(steps) == 4:
+                for parameter in model.parameters():
+                    if spoiled == "gradient":
+                        parameter.grad.fill_(math.nan)
+                return math.nan if spoiled == "loss" else loss
+            return loss
+
+        patch.setattr("shared.training.train_step", spoil)
+        with pytest.raises(PlanearlyError, match="is not a number; good checkpoints stay in") as caught:
+            run(tmp_path / "cut", config)
+    assert "learning rate" in caught.value.hint
+    for path in (tmp_path / "cut").glob("step-*"):
+        assert all(tensor.isfinite().all() for tensor in load_checkpoint(path).tensors.values())
+    said = []
+    _, resumed = run(tmp_path / "cut", config, said=said)
+    assert said[0] == "resumed at step 3/8"
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("rate", "every", "reason"),
+    [
+        (1e30, 20, "the gradient after 1 steps is not a number"),
+        (30.0, 2, "nats/token, before the first it was"),
+    ],
+)
+def test_an_absurd_learning_rate_with_a_patience_ends_with_the_start(tmp_path, rate, every, reason):
+    said = []
+    config = replace(CONFIG, learning_rate=rate, patience_evals=3, eval_every_steps=every, warmup_steps=1)
+    result, weights = run(tmp_path, config, said=said)
+    torch.manual_seed(0)
+    start = {f"model.{name}": p for name, p in build_slm(PRESETS["test"]).named_parameters()}
+    assert result.step == 0
+    assert reason in result.diverged
+    assert any(line.startswith(f"stopped: {result.diverged}; keeping step 0") for line in said)
+    assert all(torch.equal(start[name], weights[name]) for name in start)
+
+
 def test_evaluation_counts_every_clusters_tokens():
     model = build_slm(PRESETS["test"])
     found = evaluate(model, None, all_microbatches(HELDOUT, 32, 2))
