@@ -1,5 +1,6 @@
 """The bundle that ships: small enough, signed by the key beside it, made by the recipe beside it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from shared.materializing import comparison_slm, materialize
 from shared.pieces import read_pieces
 from shared.signature import read_public_key
 from tests.parties import run
+from tests.trust_files import ROOTS, fingerprint, write
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 MOST_BYTES = 8 << 20
@@ -64,3 +66,28 @@ def test_one_document_of_500_bytes_is_refused_before_any_training(tmp_path):
     assert "too little to train on one part and hold out another" in done.stderr
     assert "hint: add a second document" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "home"]
+
+
+def test_an_expired_trust_file_needs_a_reason_and_the_report_keeps_it(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        text = f"The court finds for plaintiff {number}. " * 15
+        (tmp_path / "data" / f"{number}.txt").write_text(text)
+    keys = [{"key": read_public_key(DEMO / "provider.pub").raw.hex(), "bundles": ["pn*"]}]
+    times = {"created": "2025-01-01T00:00:00Z", "expires": "2026-01-01T00:00:00Z"}
+    trust_file = write(tmp_path / "trust.json", ROOTS[:1], keys=keys, **times)
+    where = {"cwd": tmp_path, "home": tmp_path / "home"}
+    added = run("owner", "trust", "add", trust_file, "--roots", fingerprint(), **where)
+    assert added.returncode == 0, added.stderr
+    arguments = ("--bundle", DEMO / "pn16.st", "--data", "data", "--out", "out", "--epochs", 1)
+    refused = run("owner", "specialize", *arguments, **where)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "whose trust file version 1 expired 2026-01-01T00:00:00Z" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    reason = "new stick comes on Monday"
+    done = run("owner", "specialize", *arguments, "--accept-stale-trust", reason, **where)
+    assert done.returncode == 0, done.stderr
+    assert f"EXPIRED, accepted: {reason}" in done.stderr
+    (trust,) = json.loads((tmp_path / "out" / "report.json").read_text())["trust"]
+    assert (trust["by"], trust["name"], trust["version"]) == ("trust file", "acme", 1)
+    assert trust["stale_reason"] == reason

@@ -112,6 +112,9 @@ class OwnersTrust(RuleBasedStateMachine):
     def tell_time(self) -> None:
         owner.remembering.read_clock = lambda: self.clock
 
+    def next(self) -> int:
+        return (self.highest["version"] if self.highest else 0) + 1
+
     def put(self, fields: dict) -> Path:
         path = self.folder / "trust.json"
         path.write_bytes(trust_file(**fields))
@@ -137,7 +140,7 @@ class OwnersTrust(RuleBasedStateMachine):
     def add(self, fields, told):
         if told is None:  # as a provider does it: told right, signed by all
             told = fields["roots"]
-            fields = fields | {"signers": frozenset(ROOT_SETS[told][0])}
+            fields = fields | {"version": self.next(), "signers": frozenset(ROOT_SETS[told][0])}
         numbers, threshold = ROOT_SETS[told]
         roots = fingerprint(roots=roots_field([ROOTS[number] for number in numbers], threshold))
         expected = (
@@ -151,13 +154,12 @@ class OwnersTrust(RuleBasedStateMachine):
     @rule(fields=trust_files, signers=st.sampled_from(["any", "new roots", "old and new roots"]))
     def update(self, fields, signers):
         if self.stored is not None and signers == "new roots":
-            fields = fields | {"version": 6, "signers": frozenset(ROOT_SETS[fields["roots"]][0])}
+            fields = fields | {"version": self.next(), "signers": frozenset(ROOT_SETS[fields["roots"]][0])}
         elif self.stored is not None and signers == "old and new roots":  # as an honest provider does it
             wanted = {
                 number for roots in (self.stored["roots"], fields["roots"]) for number in ROOT_SETS[roots][0]
             }
-            version = self.stored["version"] + 1
-            fields = fields | {"version": version, "signers": fields["signers"] | wanted}
+            fields = fields | {"version": self.next(), "signers": fields["signers"] | wanted}
         expected = (
             self.stored is not None
             and self.is_signed_by(fields, self.stored["roots"])
@@ -196,9 +198,22 @@ class OwnersTrust(RuleBasedStateMachine):
         self.pinned ^= {key}
 
     @rule(days=st.integers(-40, 40))
+    def change_clock(self, days):
+        self.set_clock(days)
+
     def set_clock(self, days):
         self.clock += timedelta(days=days)
         self.tell_time()
+
+    @precondition(lambda self: self.stored is not None)
+    @rule(back=st.integers(0, 100))
+    def reach_expiry_and_set_the_clock_back(self, back):
+        self.clock = self.latest = max(self.latest, CREATED + timedelta(days=self.stored["days"]))
+        self.tell_time()
+        read_trust()
+        self.set_clock(-back)
+        for key in set(KEYS) - self.pinned:
+            self.open_bundle("pn", 4, key, None)
 
     @rule(
         name=st.sampled_from(["pn", "q1"]),
@@ -206,6 +221,9 @@ class OwnersTrust(RuleBasedStateMachine):
         key=st.sampled_from(sorted(KEYS)),
         reason=st.sampled_from([None, "a reason"]),
     )
+    def open_some_bundle(self, name, version, key, reason):
+        self.open_bundle(name, version, key, reason)
+
     def open_bundle(self, name, version, key, reason):
         path = bundle(name, version, key)
         expected = self.may_open(name, version, key, reason)
