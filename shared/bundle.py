@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shared.contents import RULED, Values, check_tensors, expected_tensors, is_finite, lay_out
@@ -90,10 +91,7 @@ class Bundle:
 
         Raises BundleError when there is none of that name, or it is not what was signed.
         """
-        entry = self._entry(name)
-        buffer = bytearray(entry.end - entry.start)
-        self._check(name, entry, memoryview(buffer))
-        return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        return self._read(name, self._room(name))
 
     def file(self, name: str) -> bytes:
         """Return a carried file's verified bytes by its plain name, as `tokenizer.json`."""
@@ -108,7 +106,8 @@ class Bundle:
         with ThreadPoolExecutor(n_ahead) as pool:
             ahead: deque[Future[torch.Tensor]] = deque()
             for name in names:
-                ahead.append(pool.submit(self.tensor, name))
+                # Room is made here: the C library keeps freed blocks of this thread, not of the pool's.
+                ahead.append(pool.submit(self._read, name, self._room(name)))
                 if len(ahead) == n_ahead:
                     yield ahead.popleft().result()
             while ahead:
@@ -136,6 +135,15 @@ class Bundle:
         if name not in self.manifest.tensors:
             raise BundleError(f"{self.path}: has no tensor {quote(name)}")
         return self.manifest.tensors[name]
+
+    def _room(self, name: str) -> np.ndarray:
+        entry = self._entry(name)
+        return np.empty(entry.end - entry.start, np.uint8)
+
+    def _read(self, name: str, room: np.ndarray) -> torch.Tensor:
+        entry = self._entry(name)
+        self._check(name, entry, memoryview(room))
+        return torch.frombuffer(room, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
     def _check(self, name: str, entry: TensorEntry, target: memoryview | None) -> None:
         """Read a tensor into `target`, or through a small buffer, and check what was read."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from shared.bundle import Bundle
+from shared.device import keep_freed_memory
 from shared.projection import project
 from shared.slm import build_slm
 
@@ -68,6 +69,8 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
         raise ValueError(f"expert {expert} of {manifest.n_experts} in kind {manifest.kind}")
     elif manifest.kind == "pn":
         vector_M = bundle.tensor("experts.vectors")[expert]
+    # A bank's pages are faulted in once, not once for each bank: that took as long as its digest.
+    keep_freed_memory()
     model = _empty(bundle)
     projected = set(manifest.linears)
     prefix = f"experts.{expert}." if manifest.kind == "mix" else "shared."
