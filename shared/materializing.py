@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from shared.bundle import Bundle
-from shared.device import keep_freed_memory
 from shared.projection import project
 from shared.slm import build_slm
 
@@ -25,9 +24,9 @@ def _project(vector_M: Tensor, mixing_MH: Tensor, bank_HOI: Tensor) -> Tensor:
 
 
 def _fill(model: nn.Module, name: str, weight: Tensor) -> None:
-    """Put a weight, as float32, in place of a parameter that lies on the meta device."""
+    """Put a float32 weight in place of a parameter that lies on the meta device."""
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(weight.float()))
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(weight))
 
 
 def _empty(bundle: Bundle) -> PreTrainedModel:
@@ -69,8 +68,6 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
         raise ValueError(f"expert {expert} of {manifest.n_experts} in kind {manifest.kind}")
     elif manifest.kind == "pn":
         vector_M = bundle.tensor("experts.vectors")[expert]
-    # A bank's pages are faulted in once, not once for each bank: that took as long as its digest.
-    keep_freed_memory()
     model = _empty(bundle)
     projected = set(manifest.linears)
     prefix = f"experts.{expert}." if manifest.kind == "mix" else "shared."
@@ -86,7 +83,7 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
         if name in mixings:
             _fill(model, name, _project(vector_M, mixings[name], next(tensors)))
         else:
-            _fill(model, name, next(tensors))
+            _fill(model, name, next(tensors).to(torch.float32, copy=True))
     return _finish(model)
 
 
@@ -97,5 +94,5 @@ def comparison_slm(bundle: Bundle) -> PreTrainedModel | None:
     model = _empty(bundle)
     names = [name for name, _ in model.named_parameters()]
     for name, tensor in zip(names, bundle.read(f"slm.{name}" for name in names), strict=True):
-        _fill(model, name, tensor)
+        _fill(model, name, tensor.to(torch.float32, copy=True))
     return _finish(model)
