@@ -75,9 +75,16 @@ def _turn(name: str, system: System, options: argparse.Namespace) -> Figures:
 
 
 def take_turns(
-    title: str, systems: Mapping[str, System], compares: Sequence[Compare], options: argparse.Namespace
+    title: str,
+    systems: Mapping[str, System],
+    compares: Sequence[Compare],
+    options: argparse.Namespace,
+    after: Callable[[dict[str, Figures]], None] = lambda turn: None,
 ) -> None:
-    """Run all systems in turn, `options.rounds` times, and print a line for each comparison."""
+    """Run all systems in turn, `options.rounds` times, and print a line for each comparison.
+
+    `after` may add figures that depend on those of the other systems in the same round.
+    """
     if options.only:
         try:
             print(json.dumps(systems[options.only](options)))
@@ -87,14 +94,12 @@ def take_turns(
     found: dict[str, list[Figures]] = {name: [] for name in systems}
     skipped: dict[str, str] = {}
     for _ in range(options.rounds):
-        for name, system in systems.items():
-            if name in skipped:
-                continue
-            figures = _turn(name, system, options)
-            if "skipped" in figures:
-                skipped[name] = figures["skipped"]
-            else:
-                found[name].append(figures)
+        turn = {name: _turn(name, system, options) for name, system in systems.items() if name not in skipped}
+        skipped |= {name: figures["skipped"] for name, figures in turn.items() if "skipped" in figures}
+        turn = {name: figures for name, figures in turn.items() if name not in skipped}
+        after(turn)
+        for name, figures in turn.items():
+            found[name].append(figures)
     for ours, peer, figure, goal in compares:
         if reason := skipped.get(ours) or skipped.get(peer):
             print(json.dumps({"table": title, "peer": peer, "skipped": reason}))
@@ -105,7 +110,11 @@ def take_turns(
 
 
 def _median(turns: list[Figures]) -> Figures:
-    return {key: float(f"{statistics.median(turn[key] for turn in turns):.4g}") for key in turns[0]}
+    return {key: _short(statistics.median(turn[key] for turn in turns)) for key in turns[0]}
+
+
+def _short(figure: float) -> float:
+    return float(f"{figure:.4g}")
 
 
 def tell(
@@ -121,9 +130,9 @@ def tell(
         "table": title,
         "what": what,
         "goal": goal,
-        "median": round(statistics.median(ratios), 3),
-        "smallest": round(min(ratios), 3),
-        "largest": round(max(ratios), 3),
+        "median": _short(statistics.median(ratios)),
+        "smallest": _short(min(ratios)),
+        "largest": _short(max(ratios)),
         "n": len(ratios),
         "toy": options.toy,
         "threads": options.threads,

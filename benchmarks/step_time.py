@@ -1,46 +1,55 @@
 """Seconds per optimizer step of the projected network against the plain model, side by side.
 
   python benchmarks/step_time.py examples/demo/pn16.toml
+  python benchmarks/step_time.py --rows-per-step 128        # 32,768 tokens per step
 
 Steps of the two alternate in one process on the same random rows; the result is the median of the
-ratios of neighbouring steps. Options: --pairs (default 20), --threads (default 1), --device;
---return-memory leaves the C library as it is, which gives freed pages back after every step.
+ratios of neighbouring steps. Without a recipe it is the demo's. --return-memory leaves the C library as
+it is, which gives freed pages back after every step.
 """
 
-import argparse
-import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from side_by_side import options_of, tell
 
 from provider.recipe import read_recipe
 from shared.batches import Sampler, Windows
 from shared.device import choose_device, keep_freed_memory, make_deterministic
 from shared.pieces import EOS_ID
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import build_slm
+from shared.slm import PRESETS, build_slm
 from shared.training import train_step, trained_parameters
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo" / "pn16.toml"
+WARMUP = 2
+"""Pairs of steps that are not counted."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--return-memory", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = options_of(
+        __doc__,
+        ("recipe", {"type": Path, "nargs": "?", "default": DEMO}),
+        ("--rows-per-step", {"type": int, "default": 0, "help": "instead of the recipe's"}),
+        ("--device", {"default": "cpu"}),
+        ("--return-memory", {"action": "store_true"}),
+        rounds=20,
+    )
     if not options.return_memory:
         keep_freed_memory()
     recipe = read_recipe(options.recipe)
     assert recipe.projection is not None
     device = choose_device(options.device)
     sizes, config, k = recipe.model, recipe.pretraining, recipe.clustering.n_clusters
+    if options.rows_per_step:
+        config = replace(config, rows_per_step=options.rows_per_step)
+    if options.toy:
+        sizes, config = PRESETS["test"], replace(config, rows_per_step=8)
     n_rows = 4 * config.rows_per_step
     generator = np.random.default_rng(0)
     stream = generator.integers(EOS_ID + 1, sizes.vocab_size, n_rows * sizes.context_tokens)
@@ -63,7 +72,7 @@ def main() -> None:
         optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
         systems[name] = (model, network, parameters, optimizer)
     seconds: dict[str, list[float]] = {"slm": [], "pn": []}
-    for pair in range(options.pairs + 2):
+    for pair in range(options.rounds + WARMUP):
         batches = sampler.step(pair)
         for name, (model, network, parameters, optimizer) in systems.items():
             start = time.perf_counter()
@@ -73,21 +82,13 @@ def main() -> None:
             optimizer.step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if pair >= 2:
+            if pair >= WARMUP:
                 seconds[name].append(time.perf_counter() - start)
     ratios = [pn / slm for pn, slm in zip(seconds["pn"], seconds["slm"], strict=True)]
     tokens = config.rows_per_step * sizes.context_tokens
-    result = {
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)],
-        "slm_tokens_per_s": round(tokens / statistics.median(seconds["slm"])),
-        "pn_tokens_per_s": round(tokens / statistics.median(seconds["pn"])),
-        "pairs": options.pairs,
-        "threads": options.threads,
-        "device": str(device),
-        "torch": torch.__version__,
-    }
-    print(json.dumps(result))
+    facts = {f"{name}_tokens_per_s": round(tokens / statistics.median(seconds[name])) for name in seconds}
+    facts |= {"step_tokens": tokens, "device": str(device)}
+    tell("PN training step", "PN / SLM, seconds per step", 1.1, ratios, options, facts)
 
 
 if __name__ == "__main__":

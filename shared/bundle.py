@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shared.contents import RULED, Values, check_tensors, expected_tensors, is_finite, lay_out
@@ -100,25 +101,28 @@ class Bundle:
         Raises BundleError when there is none of that name, or it is not what was signed.
         """
         entry = self._entry(name)
-        buffer = bytearray(entry.end - entry.start)
-        self._check(name, entry, memoryview(buffer))
-        return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        return self._read(name, np.empty(entry.end - entry.start, np.uint8))
 
     def file(self, name: str) -> bytes:
         """Return a carried file's verified bytes by its plain name, as `tokenizer.json`."""
         return self.tensor(f"files.{name}").numpy().tobytes()
 
     def read(self, names: Iterable[str]) -> Iterator[torch.Tensor]:
-        """Yield these tensors as `tensor` does; where there are two cores, one is read ahead of its turn.
+        """Yield these tensors, checked as `tensor` does; each is valid until the next one is taken.
 
-        So two are in memory at a time, if the caller lets go of each before it takes the next.
+        Where there are two cores one is read ahead of its turn. They share as many rooms of the largest
+        one's size: fresh pages for each tensor would take about as long as its digest.
         """
-        n_ahead = min(2, _n_cores())
-        with ThreadPoolExecutor(n_ahead) as pool:
+        entries = {name: self._entry(name) for name in names}
+        largest = max(entry.end - entry.start for entry in entries.values())
+        n_rooms = min(2, _n_cores())
+        rooms = [np.empty(largest, np.uint8) for _ in range(n_rooms)]
+        with ThreadPoolExecutor(n_rooms) as pool:
             ahead: deque[Future[torch.Tensor]] = deque()
-            for name in names:
-                ahead.append(pool.submit(self.tensor, name))
-                if len(ahead) == n_ahead:
+            for number, (name, entry) in enumerate(entries.items()):
+                room = rooms[number % n_rooms][: entry.end - entry.start]
+                ahead.append(pool.submit(self._read, name, room))
+                if len(ahead) == n_rooms:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -145,6 +149,11 @@ class Bundle:
         if name not in self.manifest.tensors:
             raise BundleError(f"{self.path}: has no tensor {quote(name)}")
         return self.manifest.tensors[name]
+
+    def _read(self, name: str, room: np.ndarray) -> torch.Tensor:
+        entry = self._entry(name)
+        self._check(name, entry, room.data)
+        return torch.frombuffer(room, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
     def _check(self, name: str, entry: TensorEntry, target: memoryview | None) -> None:
         """Read a tensor into `target`, or through a small buffer, and check what was read."""

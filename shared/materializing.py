@@ -24,9 +24,9 @@ def _project(vector_M: Tensor, mixing_MH: Tensor, bank_HOI: Tensor) -> Tensor:
 
 
 def _fill(model: nn.Module, name: str, weight: Tensor) -> None:
-    """Put a weight, as float32, in place of a parameter that lies on the meta device."""
+    """Put a float32 weight in place of a parameter that lies on the meta device."""
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(weight.float()))
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(weight))
 
 
 def _empty(bundle: Bundle) -> PreTrainedModel:
@@ -83,7 +83,7 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
         if name in mixings:
             _fill(model, name, _project(vector_M, mixings[name], next(tensors)))
         else:
-            _fill(model, name, next(tensors))
+            _fill(model, name, next(tensors).to(torch.float32, copy=True))
     return _finish(model)
 
 
@@ -94,5 +94,5 @@ def comparison_slm(bundle: Bundle) -> PreTrainedModel | None:
     model = _empty(bundle)
     names = [name for name, _ in model.named_parameters()]
     for name, tensor in zip(names, bundle.read(f"slm.{name}" for name in names), strict=True):
-        _fill(model, name, tensor)
+        _fill(model, name, tensor.to(torch.float32, copy=True))
     return _finish(model)
