@@ -26,9 +26,10 @@ from provider.corpus import CorpusFile, read_documents, train_tokenizer
 from shared.batches import Sampler, Windows, pack_rows
 from shared.device import choose_device, keep_freed_memory
 from shared.embedding import embed_texts, find_embedder_files, load_embedder
+from shared.pieces import build_tokenizer
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.slm import EOS_ID, PRESETS, build_slm
-from shared.tokenizer import build_tokenizer, decode_window, encode_document
+from shared.tokenizer import decode_window, encode_document
 from shared.training import train_step, trained_parameters
 
 PRESET, CAPACITY = "laptop", 16
