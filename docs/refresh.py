@@ -51,15 +51,11 @@ OTHER_FILES = {
     "docs/paper-map.md": "equation or section to file and function; what we do differently",
     "docs/reliability.md": "what was tried how often, and what happened: figures with their commands",
     "docs/bundle-format.md": "the specification of a bundle",
-<<<<<<< HEAD
     "docs/trust-format.md": "the specification of a trust file",
     "docs/benchmarks.md": "speed beside limits and peers: ratios, goals, profile notes",
     "docs/threat-model.md": "what is protected, against whom, by what, which test shows it, what is left",
     "docs/scaling.md": "the full-size run on paper: hours, cost and limits on 1, 8 and 64 GPUs",
-=======
     "docs/mutation-testing.md": "what tests of the reader would not notice, and why",
-    "docs/threat-model.md": "what is protected, against whom, by what, and what is not",
->>>>>>> reader
     "docs/experiments.md": "results and failed attempts, newest first",
     "docs/decisions/*.md": "one page per decision that closes a door",
 }
