@@ -121,7 +121,7 @@ def learned(windows, steps):
 
 def test_canaries_are_exposed_where_they_were_planted_and_only_there():
     split, canaries = make_split(), draw_canaries(3, 300, seed=5)
-    with_them = learned(plant_canaries(split, canaries).train, steps=90)
+    with_them = learned(plant_canaries(split, canaries).train, steps=150)
     without = learned(split.train, steps=30)
     found, control = expose(with_them, canaries, 0), expose(without, canaries, 0)
     assert found.mean_bits == 10.0
