@@ -110,7 +110,11 @@ def take_turns(
 
 
 def _median(turns: list[Figures]) -> Figures:
-    return {key: float(f"{statistics.median(turn[key] for turn in turns):.4g}") for key in turns[0]}
+    return {key: _short(statistics.median(turn[key] for turn in turns)) for key in turns[0]}
+
+
+def _short(figure: float) -> float:
+    return float(f"{figure:.4g}")
 
 
 def tell(
@@ -126,9 +130,9 @@ def tell(
         "table": title,
         "what": what,
         "goal": goal,
-        "median": round(statistics.median(ratios), 3),
-        "smallest": round(min(ratios), 3),
-        "largest": round(max(ratios), 3),
+        "median": _short(statistics.median(ratios)),
+        "smallest": _short(min(ratios)),
+        "largest": _short(max(ratios)),
         "n": len(ratios),
         "toy": options.toy,
         "threads": options.threads,

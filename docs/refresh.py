@@ -48,6 +48,7 @@ OTHER_FILES = {
     "docs/architecture.md": "one page, one picture: floors, data flow, stages, what lies where",
     "docs/paper-map.md": "equation or section to file and function; what we do differently",
     "docs/bundle-format.md": "the specification of a bundle",
+    "docs/benchmarks.md": "speed beside limits and peers: ratios, goals, profile notes",
     "docs/threat-model.md": "what is protected, against whom, by what, which test shows it, what is left",
     "docs/experiments.md": "results and failed attempts, newest first",
     "docs/decisions/*.md": "one page per decision that closes a door",
