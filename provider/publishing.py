@@ -165,7 +165,7 @@ def _write(
     name = manifest["name"]
     path = out / f"{name}.st"
     staged = out / f".{name}.unchecked"
-    with locked(out):
+    with locked(out, wait=True):  # releases of other names may publish here too
         for pattern in (f".*{name}.unchecked*", f".{PUBLIC_KEY_FILE}.*"):
             for stale in out.glob(pattern):  # of a killed release
                 remove(stale)

@@ -129,15 +129,15 @@ def check_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep a second process out of a folder; the lock ends with the process, however that ends.
 
-    Raises PlanearlyError when another process holds it.
+    Where another process holds it, waits or raises PlanearlyError.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             is_mine = os.path.samestat(os.fstat(descriptor), os.stat(folder))
         except (BlockingIOError, FileNotFoundError):
             is_mine = False

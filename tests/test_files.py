@@ -280,3 +280,16 @@ def test_a_killed_release_leaves_no_temporary_file_beside_the_bundle(job, tmp_pa
         (tmp_path / "out" / name).write_text("half")
     tiny.release(tmp_path, job, kind="slm")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_publishing_waits_for_its_folder(tmp_path):
+    with locked(tmp_path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", f"from pathlib import Path\nfrom shared.files import locked\n"
+             f"print('at it', flush=True)\nwith locked(Path({str(tmp_path)!r}), wait=True): print('mine')"],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert other.stdout.readline() == "at it\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=0.5)
+    assert other.communicate(timeout=30)[0] == "mine\n"
