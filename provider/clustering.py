@@ -64,16 +64,17 @@ def sample_windows(parts: list[tuple[np.ndarray, np.ndarray]], fit_windows: int,
 
     `parts` are pairs of embeddings (w, 384), possibly mmapped, and is_heldout (w,) bool.
     """
-    rows = [np.flatnonzero(~is_heldout) for _, is_heldout in parts]
-    total = sum(len(part) for part in rows)
-    chosen = np.arange(total)
-    if total > fit_windows:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, fit_windows, replace=False))
-    bounds = np.cumsum([0, *(len(part) for part in rows)])
+    bounds = np.cumsum([0, *(np.count_nonzero(~is_heldout) for _, is_heldout in parts)])
+    chosen: np.ndarray | None = None
+    if bounds[-1] > fit_windows:
+        generator = np.random.default_rng(seed)
+        chosen = np.sort(generator.choice(bounds[-1], fit_windows, replace=False))
     drawn = []
-    for (embeddings, _), part, low, high in zip(parts, rows, bounds, bounds[1:], strict=False):
-        inside = chosen[(chosen >= low) & (chosen < high)] - low
-        drawn.append(np.asarray(embeddings[part[inside]]))
+    for (embeddings, is_heldout), low, high in zip(parts, bounds, bounds[1:], strict=False):
+        rows = np.flatnonzero(~is_heldout)
+        if chosen is not None:
+            rows = rows[chosen[(chosen >= low) & (chosen < high)] - low]
+        drawn.append(np.asarray(embeddings[rows]))
     return np.concatenate(drawn) if drawn else np.zeros((0, WIDTH), np.float32)
 
 
@@ -97,7 +98,8 @@ def order_part(corpus: Path, embeddings: Path, folder: Path, number: int, centro
     """
     n_clusters = len(centroids_KW)
     embeddings_NW, is_heldout, starts, lengths = load_embedded(corpus, embeddings, number)
-    bins = assign_clusters(embeddings_NW, centroids_KW) + n_clusters * is_heldout
+    with threadpool_limits(1):  # as fit_centroids: a near tie must not depend on the machine's cores
+        bins = assign_clusters(embeddings_NW, centroids_KW) + n_clusters * is_heldout
     order = np.argsort(bins, kind="stable")
     ends = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=2 * n_clusters))])
     bounds = np.stack([ends[: n_clusters + 1], ends[n_clusters:]])
@@ -150,20 +152,7 @@ def write_shard(corpus: Path, clusters: Path, folder: Path, n_parts: int, split:
         np.save(out, np.concatenate([lengths for _, _, lengths in parts]))
 
 
-def write_index(folder: Path, split: str, n_clusters: int) -> dict[str, int]:
-    """Write one split's index of all shards; return its counts.
-
-    `<split>-index.npz` holds starts (w,) int64 within the cluster's file, lengths (w,) int32 and
-    clusters (w,) int32, in cluster order.
-    """
+def count_shards(folder: Path, split: str, n_clusters: int) -> dict[str, int]:
+    """Return how many windows and tokens a split's shards hold."""
     lengths = [np.load(folder / f"{split}-{cluster:05}-lengths.npy") for cluster in range(n_clusters)]
-    starts = [np.cumsum(part, dtype=np.int64) - part for part in lengths]
-    all_lengths = np.concatenate(lengths)
-    with write_atomic(folder / f"{split}-index.npz") as out:
-        np.savez(
-            out,
-            starts=np.concatenate(starts),
-            lengths=all_lengths,
-            clusters=np.repeat(np.arange(n_clusters, dtype=np.int32), [len(part) for part in lengths]),
-        )
-    return {"windows": len(all_lengths), "tokens": int(all_lengths.sum())}
+    return {"windows": sum(map(len, lengths)), "tokens": sum(int(part.sum()) for part in lengths)}

@@ -14,12 +14,12 @@ import numpy as np
 
 from provider.clustering import (
     SPLITS,
+    count_shards,
     embed_part,
     fit_centroids,
     load_embedded,
     order_part,
     sample_windows,
-    write_index,
     write_shard,
 )
 from provider.corpus import CorpusFile, identify, list_corpus, train_tokenizer, write_part
@@ -173,7 +173,7 @@ def cluster_corpus(
     def sort(folder: Path) -> dict[str, Any]:
         shard = partial(_shard, corpus, clustering_stage.folder, folder, n_parts)
         run_tasks(executor, folder, range(clustering.n_clusters), shard, say)
-        return {split: write_index(folder, split, clustering.n_clusters) for split in SPLITS}
+        return {split: count_shards(folder, split, clustering.n_clusters) for split in SPLITS}
 
     sorting_stage = run_stage(work, "sorted", {"clusters": clustering_stage.digest}, sort)
     tell(

@@ -35,12 +35,18 @@ WEIGHTS_FILE, COST_FILE = "weights.safetensors", "cost.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def load_windows(folder: Path, split: str, n_clusters: int) -> Windows:
-    """Open one split's sorted shards, mmapped."""
-    with np.load(folder / f"{split}-index.npz") as index:
-        starts, lengths, clusters = index["starts"], index["lengths"], index["clusters"]
-    streams = [np.load(folder / f"{split}-{cluster:05}.npy", mmap_mode="r") for cluster in range(n_clusters)]
-    return Windows(streams, stream=clusters, start=starts, length=lengths, cluster=clusters)
+def load_windows(folder: Path, split: str, n_clusters: int, only: int | None = None) -> Windows:
+    """Open one split's shards, mmapped: of all clusters, in their order, or of one."""
+    clusters = range(n_clusters) if only is None else [only]
+    lengths = [np.load(folder / f"{split}-{cluster:05}-lengths.npy") for cluster in clusters]
+    counts = [len(part) for part in lengths]
+    return Windows(
+        [np.load(folder / f"{split}-{cluster:05}.npy", mmap_mode="r") for cluster in clusters],
+        stream=np.repeat(np.arange(len(clusters), dtype=np.int32), counts),
+        start=np.concatenate([np.cumsum(part, dtype=np.int64) - part for part in lengths]),
+        length=np.concatenate(lengths),
+        cluster=np.repeat(np.asarray(clusters, np.int32), counts),
+    )
 
 
 def _round(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtype) -> None:
@@ -181,8 +187,6 @@ def _pretrain_experts(
         rows_per_step=share,
         rows_per_microbatch=math.gcd(share, recipe.pretraining.rows_per_microbatch),
     )
-    train_windows = load_windows(windows, "train", n_clusters)
-    heldout_windows = load_windows(windows, "heldout", n_clusters)
     for cluster in experts:
         part = _expert_folder(folder, cluster)
         if (part / WEIGHTS_FILE).exists():
@@ -190,8 +194,8 @@ def _pretrain_experts(
         one = _pretrain_one(
             "slm",
             replace(recipe, pretraining=config),
-            train_windows.take(train_windows.cluster == cluster),
-            heldout_windows.take(heldout_windows.cluster == cluster),
+            load_windows(windows, "train", n_clusters, cluster),
+            load_windows(windows, "heldout", n_clusters, cluster),
             part,
             device_name,
             partial(_say_expert, say, cluster, n_clusters),

@@ -20,7 +20,7 @@ from provider.signing import create_key
 from shared.errors import PlanearlyError, RecipeError
 from shared.pieces import write_pieces
 from tests.conftest import make_pieces
-from tests.parties import ROOT, run, write_recipe
+from tests.parties import ROOT, kill_after, run, start, write_recipe
 from tests.stores import BUCKET, put, s3_server, store
 
 N_FILES = 3
@@ -186,6 +186,8 @@ def test_a_mixture_from_a_store_in_two_processes_is_that_of_a_folder_in_one(tmp_
     release("corpus", "one")
     with s3_server():
         put(tmp_path / "corpus", f"{BUCKET}/c4")
+        command = ("release", path, "--corpus", f"{BUCKET}/c4", "--workers", 2, "--work", tmp_path / "work2")
+        assert kill_after(start("provider", command, tmp_path, tmp_path), 6)
         found = release(f"{BUCKET}/c4", f"{BUCKET}/out", "--workers", 2)
         assert found == f"{BUCKET}/out/tiny.st"
         for name in ("tiny.st", "provider.pub"):
