@@ -53,7 +53,7 @@ class Wire:
 
 @contextmanager
 def s3_server() -> Iterator[Wire]:
-    """Start an S3 server with one empty bucket; in the block, s3:// means it, through the wire returned."""
+    """Start an S3 server with one bucket; in the block, s3:// means it, through the wire returned."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     wire = Wire(server.get_host_and_port()[1])
@@ -66,7 +66,7 @@ def s3_server() -> Iterator[Wire]:
     }
     with patch.dict(os.environ, environment):
         S3FileSystem.clear_instance_cache()
-        store().mkdir(BUCKET)
+        store().makedirs(BUCKET, exist_ok=True)  # servers of one process share what they hold
         try:
             yield wire
         finally:

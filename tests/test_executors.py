@@ -187,7 +187,10 @@ def test_a_mixture_from_a_store_in_two_processes_is_that_of_a_folder_in_one(tmp_
     with s3_server():
         put(tmp_path / "corpus", f"{BUCKET}/c4")
         command = ("release", path, "--corpus", f"{BUCKET}/c4", "--workers", 2, "--work", tmp_path / "work2")
-        assert kill_after(start("provider", command, tmp_path, tmp_path), 6)
+        process = start("provider", command, tmp_path, tmp_path)
+        while process.poll() is None and not list(tmp_path.glob("work2/embeddings-*")):
+            time.sleep(0.01)
+        assert kill_after(process, 0.5)  # embedding in two processes, which end with it
         found = release(f"{BUCKET}/c4", f"{BUCKET}/out", "--workers", 2)
         assert found == f"{BUCKET}/out/tiny.st"
         for name in ("tiny.st", "provider.pub"):
