@@ -99,6 +99,10 @@ def release(
     release is at work in `work`. Finished stages stay.
     """
     check_executor(executor)
+    if executor.kind != "local":  # the other machines start in other folders
+        work = work.absolute()
+        corpus = corpus if is_url(corpus) else Path(corpus).absolute()
+        embedder_folder = embedder_folder and embedder_folder.absolute()
     store = str(out) if is_url(out) else None
     folder = work / "out" if store is not None else Path(out)
     make_folder(work)
