@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 import shared.projection
+from provider.preparing import cluster_corpus, prepare_corpus
 from provider.pretraining import load_windows
 from provider.recipe import Recipe, read_recipe
-from provider.releasing import cluster_corpus, prepare_corpus
 from shared.batches import Sampler, Windows, all_microbatches
 from shared.device import choose_device, make_deterministic
 from shared.projection import ProjectedNetwork, feed_forward_linears

@@ -110,21 +110,21 @@ def keygen(
 @click.option(
     "--corpus",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the generic corpus: .json.gz .jsonl .txt .md .parquet",
+    metavar="PATH|URL",
+    help="Generic corpus, a folder or s3://...: .json.gz .jsonl .txt .md .parquet",
 )
 @click.option(
     "--out",
-    default=Path(),
-    type=click.Path(path_type=Path),
-    help="Folder for the bundle and provider.pub; the current one by default.",
+    default=".",
+    metavar="PATH|URL",
+    help="Folder or s3://... for the bundle and provider.pub; the current one by default.",
 )
 @click.option(
     "--work",
     default=Path("work"),
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for finished stages; the same command goes on from them.",
+    help="Folder for finished stages, which all machines share; the same command goes on from them.",
 )
 @click.option(
     "--key",
@@ -147,10 +147,22 @@ def keygen(
     help="An owner's request: pretrain kind slm for it by importance sampling.",
 )
 @click.option("--expert", type=int, help="Of kind mix, train this expert alone and publish it.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where data and mixture experts are worked on; the result is the same. ray: RAY_ADDRESS names"
+    " the cluster.",
+)
+@click.option("--workers", type=int, help="Tasks at a time: by default 1, on a cluster what it has room for.")
+@click.option(
+    "--sbatch", multiple=True, metavar="NAME=VALUE", help="For slurm, an option of sbatch: partition=cpu"
+)
 def release(
     recipe: Path,
-    corpus: Path,
-    out: Path,
+    corpus: str,
+    out: str,
     work: Path,
     key_file: Path,
     passphrase_file: Path | None,
@@ -158,6 +170,9 @@ def release(
     embedder: Path | None,
     histogram: Path | None,
     expert: int | None,
+    executor: str,
+    workers: int | None,
+    sbatch: tuple[str, ...],
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle."""
     with errors_printed():
@@ -165,9 +180,11 @@ def release(
 
         parsed = read_recipe(recipe)
         key = _signing_key(key_file, passphrase_file)  # before hours of work
+        from provider.executors import Executor
         from provider.releasing import release as run
 
-        click.echo(run(parsed, corpus, out, work, key, say, device, embedder, histogram, expert))
+        where = Executor(executor, workers, sbatch)
+        click.echo(run(parsed, corpus, out, work, key, say, device, embedder, histogram, expert, where))
 
 
 @main.command(epilog="Example: provider sign --detached pn32.st --key oms.key")

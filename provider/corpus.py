@@ -1,4 +1,4 @@
-"""Generic documents to token windows on disk (paper §2.3), one part per corpus file.
+"""Generic documents to token windows on disk (paper §2.3), one part per corpus file, here or in a store.
 
 Reads C4-format shards (*.json.gz, *.jsonl, lines with `text`), plain text (.txt, .md) and Parquet (a
 `text` column). A document longer than the context is cut into non-overlapping windows; nothing is
@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -20,6 +21,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from provider.recipe import CorpusConfig
+from provider.storage import digest_files, find_files, is_url, open_file, store_errors_named
 from shared.errors import DocumentsError
 from shared.files import write_atomic
 from shared.pieces import Pieces
@@ -36,27 +38,25 @@ LONGEST_SENTENCE_BYTES = 65_536
 class CorpusFile:
     """One file of the corpus; `name` is its path below the corpus folder."""
 
-    path: Path
+    path: str
+    """A path of this machine, or a URL."""
     name: str
     is_heldout: bool
-
-    def identity(self) -> list[object]:
-        """Return what decides whether the file has changed: name, split, size, time."""
-        status = self.path.stat()
-        return [self.name, self.is_heldout, status.st_size, status.st_mtime_ns]
+    etag: str = ""
+    """An object's size and ETag; nothing for a local file."""
 
 
-def list_corpus(folder: Path, config: CorpusConfig) -> list[CorpusFile]:
+def list_corpus(folder: Path | str, config: CorpusConfig) -> list[CorpusFile]:
     """Return the corpus files in the order of their names; raises DocumentsError if there are none."""
-    if not folder.is_dir():
-        raise DocumentsError(f"{folder}: no such corpus folder", hint="--corpus DIR names it")
+    if not is_url(folder) and not Path(folder).is_dir():
+        raise DocumentsError(f"{folder}: no such corpus folder", hint="--corpus DIR or URL names it")
 
-    def match(patterns: Sequence[str]) -> set[Path]:
-        found = {path for pattern in patterns for path in folder.glob(pattern)}
-        return {path for path in found if path.is_file() and path.name.endswith(SUFFIXES)}
+    def match(patterns: Sequence[str]) -> dict[str, tuple[str, str]]:
+        found = find_files(folder, patterns) if patterns else {}
+        return {name: place for name, place in found.items() if name.endswith(SUFFIXES)}
 
     heldout = match(config.heldout)
-    train = match(config.train) - heldout
+    train = {name: place for name, place in match(config.train).items() if name not in heldout}
     for split, found, patterns in (
         ("train", train, config.train),
         ("heldout", heldout, config.heldout),
@@ -66,48 +66,28 @@ def list_corpus(folder: Path, config: CorpusConfig) -> list[CorpusFile]:
                 f"{folder}: no file matches corpus.{split} {list(patterns)}",
                 hint=f"files must end in one of: {' '.join(SUFFIXES)}",
             )
-    files = [
-        CorpusFile(path, path.relative_to(folder).as_posix(), path in heldout) for path in train | heldout
+    return [
+        CorpusFile(path, name, name in heldout, etag)
+        for name, (path, etag) in sorted((train | heldout).items())
     ]
-    return sorted(files, key=lambda file: file.name)
 
 
-def _open_lines(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
+def identify(files: Sequence[CorpusFile], work: Path) -> list[list[object]]:
+    """Return what decides whether the corpus has changed: of each file name, split and content."""
+    digests = digest_files([file.path for file in files if not file.etag], work)
+    return [[file.name, file.is_heldout, file.etag or digests[file.path]] for file in files]
 
 
-def read_documents(path: Path, rejected: list[int]) -> Iterator[str]:
-    """Yield the documents of one file; lines that hold no text are counted in rejected[0]."""
+def read_documents(path: Path | str, rejected: list[int], etag: str = "") -> Iterator[str]:
+    """Yield the documents of one file; lines that hold no text are counted in rejected[0].
+
+    A file that cannot be read to its end is an error, never a shorter file: datatrove's reader of JSON
+    lines passes over a bad byte and the rest of its file.
+    """
+    name = str(path)
     try:
-        if path.name.endswith(".parquet"):
-            table = parquet.ParquetFile(path)
-            if "text" not in table.schema_arrow.names:
-                raise DocumentsError(f"{path}: Parquet without a `text` column")
-            for batch in table.iter_batches(columns=["text"], batch_size=1024):
-                for text in batch.column(0).to_pylist():
-                    if text:
-                        yield text
-                    else:
-                        rejected[0] += 1
-        elif path.name.endswith((".txt", ".md")):
-            text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-            if text.strip():
-                yield text
-            else:
-                rejected[0] += 1
-        else:
-            with _open_lines(path) as lines:
-                for line in lines:
-                    try:
-                        entry = json.loads(line)
-                        text = entry["text"]
-                        text.encode()
-                    except (ValueError, KeyError, TypeError, AttributeError):
-                        text = ""
-                    if text:
-                        yield text
-                    else:
-                        rejected[0] += 1
+        with store_errors_named(name) if is_url(name) else nullcontext(), open_file(path, etag) as file:
+            yield from _documents(name, file, rejected)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DocumentsError(
             f"{path}: cannot be read ({type(error).__name__})",
@@ -115,12 +95,44 @@ def read_documents(path: Path, rejected: list[int]) -> Iterator[str]:
         ) from None
 
 
+def _documents(name: str, file: IO[bytes], rejected: list[int]) -> Iterator[str]:
+    if name.endswith(".parquet"):
+        table = parquet.ParquetFile(file)
+        if "text" not in table.schema_arrow.names:
+            raise DocumentsError(f"{name}: Parquet without a `text` column")
+        for batch in table.iter_batches(columns=["text"], batch_size=1024):
+            for text in batch.column(0).to_pylist():
+                if text:
+                    yield text
+                else:
+                    rejected[0] += 1
+    elif name.endswith((".txt", ".md")):
+        text = file.read().decode("utf-8").removeprefix("\ufeff")
+        if text.strip():
+            yield text
+        else:
+            rejected[0] += 1
+    else:
+        with cast(IO[bytes], gzip.open(file)) if name.endswith(".gz") else file as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    text = entry["text"]
+                    text.encode()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    text = ""
+                if text:
+                    yield text
+                else:
+                    rejected[0] += 1
+
+
 def _sentences(files: list[CorpusFile], sample_bytes: int) -> Iterator[str]:
     train = [file for file in files if not file.is_heldout]
     budget = sample_bytes // len(train)
     for file in train:
         left = budget
-        for text in read_documents(file.path, [0]):
+        for text in read_documents(file.path, [0], file.etag):
             for line in text.split("\n"):
                 for start in range(0, len(line), LONGEST_SENTENCE_BYTES // 4):
                     yield line[start : start + LONGEST_SENTENCE_BYTES // 4]
@@ -180,7 +192,7 @@ def write_part(
     rejected = [0]
     tokens, starts, lengths, is_heldout = [], [], [], []
     position = n_documents = 0
-    for index, text in enumerate(read_documents(file.path, rejected)):
+    for index, text in enumerate(read_documents(file.path, rejected, file.etag)):
         ids = encode_document(tokenizer, text).astype(kind)
         heldout = file.is_heldout or (every > 0 and (number + index) % every == 0)
         for start, length in cut_windows(len(ids), context):

@@ -2,8 +2,9 @@
 
 One trainer (shared/training.py), three parameterizations: slm has no projection (§2.2), and is the LLM
 too, at other sizes; pn trains E, M and T jointly on all clusters (§2.5); mix is one slm per cluster,
-trained on that cluster's windows with its share of the batch, all of them or one alone (Fig. 8). slm and
-pn see the same rows in the same order; with weights they see them resampled (SLM-is, §2.4).
+trained on that cluster's windows with its share of the batch, all of them or one alone (Fig. 8), each
+a task of its own for provider/executors.py. slm and pn see the same rows in the same order; with weights they
+see them resampled (SLM-is, §2.4).
 """
 
 import math
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from provider.executors import IN_PROCESS, Executor, run_tasks
 from provider.recipe import Recipe
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.checkpoints import load_checkpoint, save_checkpoint
@@ -33,12 +35,18 @@ WEIGHTS_FILE, COST_FILE = "weights.safetensors", "cost.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def load_windows(folder: Path, split: str, n_clusters: int) -> Windows:
-    """Open one split's sorted shards, mmapped."""
-    with np.load(folder / f"{split}-index.npz") as index:
-        starts, lengths, clusters = index["starts"], index["lengths"], index["clusters"]
-    streams = [np.load(folder / f"{split}-{cluster:05}.npy", mmap_mode="r") for cluster in range(n_clusters)]
-    return Windows(streams, stream=clusters, start=starts, length=lengths, cluster=clusters)
+def load_windows(folder: Path, split: str, n_clusters: int, only: int | None = None) -> Windows:
+    """Open one split's shards, mmapped: of all clusters, in their order, or of one."""
+    clusters = range(n_clusters) if only is None else [only]
+    lengths = [np.load(folder / f"{split}-{cluster:05}-lengths.npy") for cluster in clusters]
+    counts = [len(part) for part in lengths]
+    return Windows(
+        [np.load(folder / f"{split}-{cluster:05}.npy", mmap_mode="r") for cluster in clusters],
+        stream=np.repeat(np.arange(len(clusters), dtype=np.int32), counts),
+        start=np.concatenate([np.cumsum(part, dtype=np.int64) - part for part in lengths]),
+        length=np.concatenate(lengths),
+        cluster=np.repeat(np.asarray(clusters, np.int32), counts),
+    )
 
 
 def _round(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtype) -> None:
@@ -74,6 +82,7 @@ def pretrain(
     say: Say,
     weights_K: np.ndarray | None = None,
     experts: Sequence[int] = (),
+    executor: Executor = IN_PROCESS,
 ) -> dict[str, Any]:
     """Pretrain a system ("slm", "pn" or "mix") into `folder/weights.safetensors`; return its record.
 
@@ -93,7 +102,7 @@ def pretrain(
         )
     if system == "mix":
         trained = _pretrain_mixture(
-            recipe, train_windows, heldout_windows, folder, device_name, say, experts or range(n_clusters)
+            recipe, windows, folder, device_name, say, experts or range(n_clusters), executor
         )
     else:
         trained = _pretrain_one(
@@ -138,45 +147,22 @@ class _Trained:
 
 def _pretrain_mixture(
     recipe: Recipe,
-    train_windows: Windows,
-    heldout_windows: Windows,
+    windows: Path,
     folder: Path,
     device_name: str,
     say: Say,
     experts: Sequence[int],
+    executor: Executor,
 ) -> _Trained:
-    """Train independent experts, each on its cluster's windows and with its share of the batch."""
-    n_clusters = recipe.clustering.n_clusters
-    share = max(1, recipe.pretraining.rows_per_step // n_clusters)
-    config = replace(
-        recipe.pretraining,
-        rows_per_step=share,
-        rows_per_microbatch=math.gcd(share, recipe.pretraining.rows_per_microbatch),
-    )
+    """Train independent experts and collect them; one that is finished is kept."""
+    train_them = partial(_pretrain_experts, recipe, windows, folder, device_name)
+    run_tasks(executor, folder, experts, train_them, say, needs_gpu=device_name.startswith("cuda"))
     tensors: dict[str, Tensor] = {}
     nats: dict[int, float] = {}
     heldout_tokens: dict[int, int] = {}
     tokens, seconds = 0, 0.0
     for cluster in experts:
-        part = folder / f"expert-{cluster:05}"
-        if not (part / WEIGHTS_FILE).exists():
-            one = _pretrain_one(
-                "slm",
-                replace(recipe, pretraining=config),
-                train_windows.take(train_windows.cluster == cluster),
-                heldout_windows.take(heldout_windows.cluster == cluster),
-                part,
-                device_name,
-                partial(_say_expert, say, cluster, n_clusters),
-            )
-            record = {
-                "nats": one.loss.nats.get(cluster, 0.0),
-                "heldout_tokens": one.loss.tokens.get(cluster, 0),
-                "tokens": one.tokens,
-                "seconds": one.seconds,
-            }
-            save_checkpoint(part / WEIGHTS_FILE, one.tensors, record)
-        checkpoint = load_checkpoint(part / WEIGHTS_FILE)
+        checkpoint = load_checkpoint(_expert_folder(folder, cluster) / WEIGHTS_FILE)
         for name, tensor in checkpoint.tensors.items():
             tensors[name.replace("shared.", f"experts.{cluster}.", 1)] = tensor
         nats[cluster] = checkpoint.record["nats"]
@@ -184,6 +170,43 @@ def _pretrain_mixture(
         tokens += checkpoint.record["tokens"]
         seconds += checkpoint.record["seconds"]
     return _Trained(tensors, HeldoutLoss(nats, heldout_tokens), tokens, seconds)
+
+
+def _expert_folder(folder: Path, cluster: int) -> Path:
+    return folder / f"expert-{cluster:05}"
+
+
+def _pretrain_experts(
+    recipe: Recipe, windows: Path, folder: Path, device_name: str, experts: Sequence[int], say: Say
+) -> None:
+    """Train some experts, each on its cluster's windows and with its share of the batch."""
+    n_clusters = recipe.clustering.n_clusters
+    share = max(1, recipe.pretraining.rows_per_step // n_clusters)
+    config = replace(
+        recipe.pretraining,
+        rows_per_step=share,
+        rows_per_microbatch=math.gcd(share, recipe.pretraining.rows_per_microbatch),
+    )
+    for cluster in experts:
+        part = _expert_folder(folder, cluster)
+        if (part / WEIGHTS_FILE).exists():
+            continue
+        one = _pretrain_one(
+            "slm",
+            replace(recipe, pretraining=config),
+            load_windows(windows, "train", n_clusters, cluster),
+            load_windows(windows, "heldout", n_clusters, cluster),
+            part,
+            device_name,
+            partial(_say_expert, say, cluster, n_clusters),
+        )
+        record = {
+            "nats": one.loss.nats.get(cluster, 0.0),
+            "heldout_tokens": one.loss.tokens.get(cluster, 0),
+            "tokens": one.tokens,
+            "seconds": one.seconds,
+        }
+        save_checkpoint(part / WEIGHTS_FILE, one.tensors, record)
 
 
 def _say_expert(say: Say, cluster: int, n_clusters: int, line: str) -> None:

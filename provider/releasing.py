@@ -1,6 +1,5 @@
 """The provider's story in one function: corpus, tokenizer, clusters, pretraining, signed bundle."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,175 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from provider.clustering import embed_part, fit_centroids, sample_windows, write_sorted
-from provider.corpus import CorpusFile, list_corpus, train_tokenizer, write_part
+from provider.executors import IN_PROCESS, Executor, check_executor
+from provider.preparing import PIECES_FILE, cluster_corpus, prepare_corpus, read_clusters
 from provider.pretraining import load_windows, pretrain
-from provider.publishing import publish, publish_replay
+from provider.publishing import PUBLIC_KEY_FILE, publish, publish_replay
 from provider.recipe import ClusteringConfig, Recipe, one_expert
 from provider.requested import weights_of_request
 from provider.signing import SigningKey
-from provider.stages import Stage, run_stage
-from shared.clusters import assign_clusters, cluster_histogram
-from shared.device import choose_device
-from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
-from shared.errors import DocumentsError
-from shared.files import check_writable, locked, make_folder, write_atomic, write_json
-from shared.pieces import build_tokenizer, read_pieces, write_pieces
+from provider.stages import Stage, run_stage, tell
+from provider.storage import is_url, upload
+from shared.files import check_writable, locked, make_folder, write_atomic
+from shared.signature import public_key_pem
 from shared.training import Say
-
-PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"
-
-
-def prepare_corpus(recipe: Recipe, corpus: Path, work: Path, say: Say) -> tuple[Stage, Stage, int]:
-    """Learn the tokenizer and cut the corpus into windows; return both stages and the part count."""
-    files = list_corpus(corpus, recipe.corpus)
-    identity = [file.identity() for file in files]
-
-    def tokenize(folder: Path) -> dict[str, Any]:
-        pieces = train_tokenizer(files, recipe.model.vocab_size, recipe.tokenizer.sample_bytes)
-        with write_atomic(folder / PIECES_FILE) as out:
-            out.write(write_pieces(pieces))
-        return {"pieces": len(pieces)}
-
-    tokenizer_stage = run_stage(
-        work,
-        "tokenizer",
-        {
-            "files": identity,
-            "vocab_size": recipe.model.vocab_size,
-            "sample_bytes": recipe.tokenizer.sample_bytes,
-        },
-        tokenize,
-    )
-    tell(say, "tokenizer", tokenizer_stage, "{pieces} pieces")
-    every = 0 if recipe.corpus.heldout else recipe.corpus.heldout_every
-
-    def cut(folder: Path) -> dict[str, Any]:
-        tokenizer = build_tokenizer(read_pieces((tokenizer_stage.folder / PIECES_FILE).read_bytes()))
-        totals = {"documents": 0, "rejected": 0, "tokens": 0}
-        for number, file in enumerate(files):
-            counts = _cut_part(folder, number, file, tokenizer, recipe.model.context_tokens, every)
-            totals = {name: totals[name] + counts[name] for name in totals}
-            say(f"corpus       file {number + 1}/{len(files)} · {totals['tokens']:,} tokens")
-        return totals
-
-    corpus_stage = run_stage(
-        work,
-        "corpus",
-        {
-            "tokenizer": tokenizer_stage.digest,
-            "context_tokens": recipe.model.context_tokens,
-            "heldout_every": every,
-        },
-        cut,
-    )
-    tell(
-        say,
-        "corpus",
-        corpus_stage,
-        "{documents:,} documents · {tokens:,} tokens · {rejected} rejected",
-    )
-    return tokenizer_stage, corpus_stage, len(files)
-
-
-def _cut_part(folder: Path, number: int, file: CorpusFile, *rest: Any) -> dict[str, int]:
-    report = folder / f"part-{number:05}.json"
-    if report.exists():
-        return json.loads(report.read_text())
-    counts = write_part(folder, number, file, *rest)
-    write_json(report, counts)
-    return counts
-
-
-def cluster_corpus(
-    clustering: ClusteringConfig,
-    seed: int,
-    work: Path,
-    tokenizer_stage: Stage,
-    corpus_stage: Stage,
-    n_parts: int,
-    device: str,
-    embedder_folder: Path | None,
-    say: Say,
-) -> tuple[Stage, Stage]:
-    """Embed all windows, fit k-means, sort the windows by cluster; return clustering and sorting."""
-
-    def embed(folder: Path) -> dict[str, Any]:
-        tokenizer = build_tokenizer(read_pieces((tokenizer_stage.folder / PIECES_FILE).read_bytes()))
-        embedder = load_embedder(*find_embedder_files(embedder_folder), choose_device(device))
-        for number in range(n_parts):
-            part = f"embeddings   part {number + 1}/{n_parts}"
-            embed_part(corpus_stage.folder, folder, number, tokenizer, embedder, part, say)
-        return {}
-
-    embedding_stage = run_stage(
-        work, "embeddings", {"corpus": corpus_stage.digest, "embedder": WEIGHTS_SHA256}, embed
-    )
-    tell(say, "embeddings", embedding_stage, "unit vectors")
-
-    def load_part(number: int) -> tuple[np.ndarray, np.ndarray]:
-        embeddings = np.load(embedding_stage.folder / f"embeddings-{number:05}.npy", mmap_mode="r")
-        with np.load(corpus_stage.folder / f"windows-{number:05}.npz") as windows:
-            return embeddings, windows["is_heldout"]
-
-    def fit(folder: Path) -> dict[str, Any]:
-        parts = [load_part(number) for number in range(n_parts)]
-        n_clusters = clustering.n_clusters
-        sample = sample_windows(parts, clustering.fit_windows, seed)
-        if len(sample) < n_clusters:
-            raise DocumentsError(
-                f"{len(sample)} training windows for {n_clusters} clusters",
-                hint="use more text, or a smaller clustering.n_clusters",
-            )
-        centroids = fit_centroids(sample, n_clusters, clustering.n_init, seed)
-        with write_atomic(folder / CENTROIDS_FILE) as out:
-            np.save(out, centroids)
-        counts = np.zeros(n_clusters, np.int64)
-        for embeddings, is_heldout in parts:
-            assigned = assign_clusters(embeddings, centroids)
-            counts += cluster_histogram(assigned[~is_heldout], n_clusters)
-        return {
-            "counts": counts.tolist(),
-            "largest": int(counts.max()),
-            "smallest": int(counts.min()),
-        }
-
-    clustering_stage = run_stage(
-        work,
-        "clusters",
-        {
-            "embeddings": embedding_stage.digest,
-            "n_clusters": clustering.n_clusters,
-            "fit_windows": clustering.fit_windows,
-            "n_init": clustering.n_init,
-            "seed": seed,
-        },
-        fit,
-    )
-    tell(say, "clusters", clustering_stage, "{smallest:,} to {largest:,} windows each")
-
-    def sort(folder: Path) -> dict[str, Any]:
-        centroids = np.load(clustering_stage.folder / CENTROIDS_FILE)
-        assigned = [assign_clusters(load_part(number)[0], centroids) for number in range(n_parts)]
-        return {
-            split: write_sorted(corpus_stage.folder, folder, split, assigned, len(centroids))
-            for split in ("train", "heldout")
-        }
-
-    sorting_stage = run_stage(work, "sorted", {"clusters": clustering_stage.digest}, sort)
-    tell(
-        say,
-        "sorted",
-        sorting_stage,
-        "{train[tokens]:,} train · {heldout[tokens]:,} held-out tokens",
-    )
-    return clustering_stage, sorting_stage
-
-
-def tell(say: Say, name: str, stage: Stage, text: str) -> None:
-    """Print one line for a finished stage."""
-    suffix = " · unchanged, skipped" if stage.was_done else ""
-    say(f"{name:<12} {text.format(**stage.report)}{suffix}")
 
 
 def pretrain_system(
@@ -188,6 +30,7 @@ def pretrain_system(
     say: Say,
     weights_K: np.ndarray | None = None,
     experts: Sequence[int] = (),
+    executor: Executor = IN_PROCESS,
 ) -> Stage:
     """Pretrain one system, or skip it when it is done; systems of one corpus share nothing but it.
 
@@ -220,6 +63,7 @@ def pretrain_system(
             lambda line: say(f"{'pretrain-' + system:<12} {line}"),
             weights_K,
             experts,
+            executor,
         ),
     )
     tell(
@@ -233,8 +77,8 @@ def pretrain_system(
 
 def release(
     recipe: Recipe,
-    corpus: Path,
-    out: Path,
+    corpus: Path | str,
+    out: Path | str,
     work: Path,
     key: SigningKey,
     say: Say,
@@ -242,25 +86,38 @@ def release(
     embedder_folder: Path | None = None,
     request_path: Path | None = None,
     expert: int | None = None,
-) -> Path:
+    executor: Executor = IN_PROCESS,
+) -> Path | str:
     """Run every stage that is not done yet and write `<out>/<name>.st` and `<out>/provider.pub`.
 
     With a request, kind slm is pretrained by importance sampling for the owner who wrote it (SLM-is, §2.4).
     With an expert, that one of kind mix is trained alone and published as one model (Fig. 8). A recipe with
-    [replay] gets `<out>/<name>-replay.st` too. The same corpus, recipe and key give the same bytes on one
-    CPU, killed on the way or not.
+    [replay] gets `<out>/<name>-replay.st` too. Corpus and out may be URLs of an object store; what goes out
+    is then kept in `work/out`. The same corpus, recipe and key give the same bytes on one kind of CPU with
+    one number of threads, killed on the way or not, on any executor.
     Raises DocumentsError, RecipeError, CheckpointError, BundleError, OSError; PlanearlyError when another
     release is at work in `work`. Finished stages stay.
     """
+    check_executor(executor)
+    if executor.kind != "local":  # the other machines start in other folders
+        work = work.absolute()
+        corpus = corpus if is_url(corpus) else Path(corpus).absolute()
+        embedder_folder = embedder_folder and embedder_folder.absolute()
+    store = str(out) if is_url(out) else None
+    folder = work / "out" if store is not None else Path(out)
     make_folder(work)
-    make_folder(out)
-    check_writable(out)
+    make_folder(folder)
+    check_writable(folder)
+    if store is not None:  # now, and not after hours, a store that cannot be written to
+        with write_atomic(folder / PUBLIC_KEY_FILE) as file:
+            file.write(public_key_pem(key.public_key))
+        upload(folder / PUBLIC_KEY_FILE, store)
     with locked(work):
-        tokenizer, cut, n_parts = prepare_corpus(recipe, corpus, work, say)
+        tokenizer, cut, n_parts = prepare_corpus(recipe, corpus, work, say, executor)
 
         def cluster(clustering: ClusteringConfig) -> tuple[Stage, Stage]:
             return cluster_corpus(
-                clustering, recipe.seed, work, tokenizer, cut, n_parts, device, embedder_folder, say
+                clustering, recipe.seed, work, tokenizer, cut, n_parts, device, embedder_folder, say, executor
             )
 
         clusters, windows = cluster(recipe.clustering)
@@ -272,41 +129,43 @@ def release(
             recipe = one_expert(recipe, expert)
         experts = () if expert is None else (expert,)
         systems = {
-            system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts)
+            system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts, executor)
             for system in (recipe.kind, *recipe.comparison)
         }
         common: dict[str, Any] = {
             "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
-            "out": out,
+            "out": folder,
             "key": key,
             "embedder_folder": embedder_folder,
             "say": say,
         }
-        path = publish(
-            recipe,
-            centroids=centroids_KW,
-            counts=counts_K,
-            systems={system: stage.folder for system, stage in systems.items()},
-            heldout=load_windows(windows.folder, "heldout", recipe.clustering.n_clusters),
-            expert=expert,
-            record=record,
-            **common,
-        )
+        paths = [
+            publish(
+                recipe,
+                centroids=centroids_KW,
+                counts=counts_K,
+                systems={system: stage.folder for system, stage in systems.items()},
+                heldout=load_windows(windows.folder, "heldout", recipe.clustering.n_clusters),
+                expert=expert,
+                record=record,
+                **common,
+            )
+        ]
         if recipe.replay is not None:
             n_clusters = recipe.replay.n_clusters or recipe.clustering.n_clusters
             clusters, windows = cluster(replace(recipe.clustering, n_clusters=n_clusters))
             counts_K, centroids_KW = read_clusters(clusters)
-            publish_replay(
-                recipe,
-                centroids=centroids_KW,
-                counts=counts_K,
-                windows=load_windows(windows.folder, "train", n_clusters),
-                **common,
+            paths.append(
+                publish_replay(
+                    recipe,
+                    centroids=centroids_KW,
+                    counts=counts_K,
+                    windows=load_windows(windows.folder, "train", n_clusters),
+                    **common,
+                )
             )
-        return path
-
-
-def read_clusters(clusters: Stage) -> tuple[np.ndarray, np.ndarray]:
-    """Return a clustering stage's generic histogram (K,) int64 and centroids (K, W) float32."""
-    counts_K = np.asarray(clusters.report["counts"], np.int64)
-    return counts_K, np.load(clusters.folder / CENTROIDS_FILE)
+        if store is None:
+            return paths[0]
+        urls = [upload(path, store) for path in reversed(paths)]
+        say(f"{'upload':<12} {' · '.join(urls)} · read back and compared")
+        return urls[-1]

@@ -13,6 +13,7 @@ from typing import Any
 
 from shared.errors import CheckpointError
 from shared.files import make_folder, remove_stale, write_json
+from shared.training import Say
 
 DONE = "done.json"
 
@@ -46,3 +47,9 @@ def run_stage(work: Path, name: str, inputs: dict[str, Any], run: Callable[[Path
     report = run(folder)
     write_json(done, {"inputs": inputs, "report": report})
     return Stage(folder, digest, report, was_done=False)
+
+
+def tell(say: Say, name: str, stage: Stage, text: str) -> None:
+    """Print one line for a finished stage."""
+    suffix = " · unchanged, skipped" if stage.was_done else ""
+    say(f"{name:<12} {text.format(**stage.report)}{suffix}")

@@ -233,8 +233,8 @@ def test_readme_lists_every_field_of_the_report():
 
 
 def test_architecture_lists_every_stage():
-    tree = ast.parse(text_of(ROOT / "provider/releasing.py"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    trees = [ast.parse(text_of(ROOT / "provider" / name)) for name in ("preparing.py", "releasing.py")]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     names = [
         call.args[1].value if isinstance(call.args[1], ast.Constant) else "pretrain-<system>"
         for call in calls

@@ -35,12 +35,7 @@ def write_windows(folder, changed=()):
             seed = cluster + (100 if cluster in changed and split == "train" else 0)
             stream = np.random.default_rng(seed).integers(3, 300, n * 32).astype(np.uint16)
             np.save(folder / f"{split}-{cluster:05}.npy", stream)
-        np.savez(
-            folder / f"{split}-index.npz",
-            starts=np.tile(np.arange(n) * 32, N_CLUSTERS),
-            lengths=np.full(n * N_CLUSTERS, 32, np.int32),
-            clusters=np.repeat(np.arange(N_CLUSTERS), n).astype(np.int32),
-        )
+            np.save(folder / f"{split}-{cluster:05}-lengths.npy", np.full(n, 32, np.int32))
     return folder
 
 

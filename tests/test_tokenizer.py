@@ -27,7 +27,7 @@ def topics_file(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("corpus") / "topics.txt"
     path.write_text("\n".join(topics.values())[:200_000] + TEXT, encoding="utf-8")
-    return [CorpusFile(path, "topics.txt", False)]
+    return [CorpusFile(str(path), "topics.txt", False)]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_too_little_text_for_the_vocabulary_says_so(tmp_path):
     path = tmp_path / "tiny.txt"
     path.write_text("too little")
     with pytest.raises(DocumentsError, match="cannot learn 5000 pieces") as caught:
-        train_tokenizer([CorpusFile(path, "tiny.txt", False)], 5000, 10**6)
+        train_tokenizer([CorpusFile(str(path), "tiny.txt", False)], 5000, 10**6)
     assert "vocab_size" in caught.value.hint
 
 

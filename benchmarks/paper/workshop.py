@@ -26,10 +26,11 @@ from owner.finetuning import FinetuneConfig, finetune, train_config
 from owner.replaying import ReplayConfig
 from owner.selecting import Selection, select_expert
 from owner.windows import Split, window_documents
+from provider.preparing import cluster_corpus, prepare_corpus, read_clusters
 from provider.pretraining import COST_FILE, load_windows
 from provider.publishing import publish, publish_replay
 from provider.recipe import Recipe
-from provider.releasing import cluster_corpus, prepare_corpus, pretrain_system, read_clusters
+from provider.releasing import pretrain_system
 from provider.signing import create_key, read_signing_key
 from provider.stages import Stage
 from shared.batches import Windows, all_microbatches

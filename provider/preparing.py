@@ -1,0 +1,221 @@
+"""Generic corpus to windows sorted by cluster (paper §2.3, §3.2): the data's part of a release, in stages.
+
+The tokenizer and k-means are learned here, from samples. All else is done file by file or cluster by cluster,
+by whatever provider/executors.py is told to use.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from provider.clustering import (
+    SPLITS,
+    count_shards,
+    embed_part,
+    fit_centroids,
+    load_embedded,
+    order_part,
+    sample_windows,
+    write_shard,
+)
+from provider.corpus import CorpusFile, identify, list_corpus, train_tokenizer, write_part
+from provider.executors import IN_PROCESS, Executor, run_tasks
+from provider.recipe import ClusteringConfig, Recipe
+from provider.stages import Stage, run_stage, tell
+from shared.device import choose_device
+from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
+from shared.errors import DocumentsError
+from shared.files import write_atomic, write_json
+from shared.pieces import build_tokenizer, read_pieces, write_pieces
+from shared.training import Say
+
+PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"
+
+
+def prepare_corpus(
+    recipe: Recipe, corpus: Path | str, work: Path, say: Say, executor: Executor = IN_PROCESS
+) -> tuple[Stage, Stage, int]:
+    """Learn the tokenizer and cut the corpus into windows; return both stages and the part count."""
+    files = list_corpus(corpus, recipe.corpus)
+    identity = identify(files, work)
+
+    def tokenize(folder: Path) -> dict[str, Any]:
+        pieces = train_tokenizer(files, recipe.model.vocab_size, recipe.tokenizer.sample_bytes)
+        with write_atomic(folder / PIECES_FILE) as out:
+            out.write(write_pieces(pieces))
+        return {"pieces": len(pieces)}
+
+    tokenizer_stage = run_stage(
+        work,
+        "tokenizer",
+        {
+            "files": identity,
+            "vocab_size": recipe.model.vocab_size,
+            "sample_bytes": recipe.tokenizer.sample_bytes,
+        },
+        tokenize,
+    )
+    tell(say, "tokenizer", tokenizer_stage, "{pieces} pieces")
+    every = 0 if recipe.corpus.heldout else recipe.corpus.heldout_every
+
+    def cut(folder: Path) -> dict[str, Any]:
+        cut = partial(_cut, folder, files, tokenizer_stage.folder, recipe.model.context_tokens, every)
+        run_tasks(executor, folder, range(len(files)), cut, say)
+        reports = [json.loads(_part_report(folder, number).read_text()) for number in range(len(files))]
+        return {name: sum(report[name] for report in reports) for name in reports[0]}
+
+    corpus_stage = run_stage(
+        work,
+        "corpus",
+        {
+            "tokenizer": tokenizer_stage.digest,
+            "context_tokens": recipe.model.context_tokens,
+            "heldout_every": every,
+        },
+        cut,
+    )
+    tell(
+        say,
+        "corpus",
+        corpus_stage,
+        "{documents:,} documents · {tokens:,} tokens · {rejected} rejected",
+    )
+    return tokenizer_stage, corpus_stage, len(files)
+
+
+def _part_report(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05}.json"
+
+
+def _cut(
+    folder: Path,
+    files: list[CorpusFile],
+    pieces: Path,
+    context: int,
+    every: int,
+    numbers: Sequence[int],
+    say: Say,
+) -> None:
+    tokenizer = build_tokenizer(read_pieces((pieces / PIECES_FILE).read_bytes()))
+    for number in numbers:
+        report = _part_report(folder, number)
+        if not report.exists():
+            counts = write_part(folder, number, files[number], tokenizer, context, every)
+            write_json(report, counts)
+            say(f"corpus       file {number + 1}/{len(files)} · {counts['tokens']:,} tokens")
+
+
+def cluster_corpus(
+    clustering: ClusteringConfig,
+    seed: int,
+    work: Path,
+    tokenizer_stage: Stage,
+    corpus_stage: Stage,
+    n_parts: int,
+    device: str,
+    embedder_folder: Path | None,
+    say: Say,
+    executor: Executor = IN_PROCESS,
+) -> tuple[Stage, Stage]:
+    """Embed all windows, fit k-means, sort the windows by cluster; return clustering and sorting."""
+    corpus, parts = corpus_stage.folder, range(n_parts)
+
+    def embed(folder: Path) -> dict[str, Any]:
+        embed = partial(_embed, corpus, folder, tokenizer_stage.folder, embedder_folder, device)
+        run_tasks(executor, folder, parts, embed, say, needs_gpu=device.startswith("cuda"))
+        return {}
+
+    embedding_stage = run_stage(
+        work, "embeddings", {"corpus": corpus_stage.digest, "embedder": WEIGHTS_SHA256}, embed
+    )
+    tell(say, "embeddings", embedding_stage, "unit vectors")
+
+    def fit(folder: Path) -> dict[str, Any]:
+        n_clusters = clustering.n_clusters
+        if not (folder / CENTROIDS_FILE).exists():
+            embedded = [load_embedded(corpus, embedding_stage.folder, number)[:2] for number in parts]
+            sample = sample_windows(embedded, clustering.fit_windows, seed)
+            if len(sample) < n_clusters:
+                raise DocumentsError(
+                    f"{len(sample)} training windows for {n_clusters} clusters",
+                    hint="use more text, or a smaller clustering.n_clusters",
+                )
+            centroids = fit_centroids(sample, n_clusters, clustering.n_init, seed)
+            with write_atomic(folder / CENTROIDS_FILE) as out:
+                np.save(out, centroids)
+        run_tasks(executor, folder, parts, partial(_order, corpus, embedding_stage.folder, folder), say)
+        bounds = sum(np.diff(np.load(folder / f"bounds-{number:05}.npy")[0]) for number in parts)
+        counts = np.asarray(bounds, np.int64)
+        return {
+            "counts": counts.tolist(),
+            "largest": int(counts.max()),
+            "smallest": int(counts.min()),
+        }
+
+    clustering_stage = run_stage(
+        work,
+        "clusters",
+        {
+            "embeddings": embedding_stage.digest,
+            "n_clusters": clustering.n_clusters,
+            "fit_windows": clustering.fit_windows,
+            "n_init": clustering.n_init,
+            "seed": seed,
+        },
+        fit,
+    )
+    tell(say, "clusters", clustering_stage, "{smallest:,} to {largest:,} windows each")
+
+    def sort(folder: Path) -> dict[str, Any]:
+        shard = partial(_shard, corpus, clustering_stage.folder, folder, n_parts)
+        run_tasks(executor, folder, range(clustering.n_clusters), shard, say)
+        return {split: count_shards(folder, split, clustering.n_clusters) for split in SPLITS}
+
+    sorting_stage = run_stage(work, "sorted", {"clusters": clustering_stage.digest}, sort)
+    tell(
+        say,
+        "sorted",
+        sorting_stage,
+        "{train[tokens]:,} train · {heldout[tokens]:,} held-out tokens",
+    )
+    return clustering_stage, sorting_stage
+
+
+def _embed(
+    corpus: Path,
+    folder: Path,
+    pieces: Path,
+    embedder_folder: Path | None,
+    device: str,
+    numbers: Sequence[int],
+    say: Say,
+) -> None:
+    tokenizer = build_tokenizer(read_pieces((pieces / PIECES_FILE).read_bytes()))
+    embedder = load_embedder(*find_embedder_files(embedder_folder), choose_device(device))
+    for number in numbers:
+        embed_part(corpus, folder, number, tokenizer, embedder, f"embeddings   part {number + 1}", say)
+
+
+def _order(corpus: Path, embeddings: Path, folder: Path, numbers: Sequence[int], say: Say) -> None:
+    centroids_KW = np.load(folder / CENTROIDS_FILE)
+    for number in numbers:
+        if not (folder / f"bounds-{number:05}.npy").exists():
+            order_part(corpus, embeddings, folder, number, centroids_KW)
+
+
+def _shard(
+    corpus: Path, clusters: Path, folder: Path, n_parts: int, numbers: Sequence[int], say: Say
+) -> None:
+    for cluster in numbers:
+        for split in SPLITS:
+            write_shard(corpus, clusters, folder, n_parts, split, cluster)
+
+
+def read_clusters(clusters: Stage) -> tuple[np.ndarray, np.ndarray]:
+    """Return a clustering stage's generic histogram (K,) int64 and centroids (K, W) float32."""
+    counts_K = np.asarray(clusters.report["counts"], np.int64)
+    return counts_K, np.load(clusters.folder / CENTROIDS_FILE)
