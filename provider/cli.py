@@ -159,15 +159,24 @@ def release(
     histogram: Path | None,
     expert: int | None,
 ) -> None:
-    """Run the whole pipeline of a recipe and write a signed bundle."""
+    """Run the whole pipeline of a recipe and write a signed bundle.
+
+    On several GPUs or cores: torchrun --standalone --nproc-per-node 8 --no-python provider release ...
+    """
     with errors_printed():
+        from provider.parallel import joined
         from provider.recipe import read_recipe
 
-        parsed = read_recipe(recipe)
-        key = _signing_key(key_file, passphrase_file)  # before hours of work
-        from provider.releasing import release as run
+        with joined(device) as ranks:
+            parsed = read_recipe(recipe)
+            from provider.releasing import follow
+            from provider.releasing import release as run
 
-        click.echo(run(parsed, corpus, out, work, key, say, device, embedder, histogram, expert))
+            if not ranks.is_first:
+                return follow(parsed, device, ranks)
+            key = _signing_key(key_file, passphrase_file)  # before hours of work
+            found = run(parsed, corpus, out, work, key, say, device, embedder, histogram, expert, ranks)
+        click.echo(found)
 
 
 @main.command(epilog="Example: provider sign --detached pn32.st --key oms.key")

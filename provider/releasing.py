@@ -19,9 +19,10 @@ from provider.stages import Stage, run_stage
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
-from shared.errors import DocumentsError
+from shared.errors import DocumentsError, RecipeError
 from shared.files import check_writable, locked, make_folder, write_atomic, write_json
 from shared.pieces import build_tokenizer, read_pieces, write_pieces
+from shared.ranks import ONE_PROCESS, Ranks
 from shared.training import Say
 
 PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"
@@ -188,10 +189,12 @@ def pretrain_system(
     say: Say,
     weights_K: np.ndarray | None = None,
     experts: Sequence[int] = (),
+    ranks: Ranks = ONE_PROCESS,
 ) -> Stage:
     """Pretrain one system, or skip it when it is done; systems of one corpus share nothing but it.
 
-    `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone.
+    `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone. The
+    other ranks are told what to do: they wait in `follow`.
     """
     inputs: dict[str, Any] = {
         "sorted": sorting_stage.digest,
@@ -207,11 +210,17 @@ def pretrain_system(
         inputs["weights_of_clusters"] = weights_K.tolist()
     if experts:
         inputs["experts"] = list(experts)
-    stage = run_stage(
-        work,
-        f"pretrain-{system}",
-        inputs,
-        lambda folder: pretrain(
+
+    def run(folder: Path) -> dict[str, Any]:
+        ranks.tell(
+            {
+                "system": system,
+                "windows": str(sorting_stage.folder),
+                "folder": str(folder),
+                "weights": None if weights_K is None else weights_K.tolist(),
+            }
+        )
+        return pretrain(
             system,
             recipe,
             sorting_stage.folder,
@@ -220,8 +229,10 @@ def pretrain_system(
             lambda line: say(f"{'pretrain-' + system:<12} {line}"),
             weights_K,
             experts,
-        ),
-    )
+            ranks,
+        )
+
+    stage = run_stage(work, f"pretrain-{system}", inputs, run)
     tell(
         say,
         f"pretrain-{system}",
@@ -229,6 +240,21 @@ def pretrain_system(
         "{steps} steps · {tokens:,} tokens · generic held-out {heldout_loss:.3f} nats/token",
     )
     return stage
+
+
+def follow(recipe: Recipe, device: str, ranks: Ranks) -> None:
+    """Pretrain what the first rank does, beside it, until it has no more for the others.
+
+    Raises what `pretrain` does.
+    """
+    while (job := ranks.tell(None)) is not None:
+        weights_K = None if job["weights"] is None else np.asarray(job["weights"])
+        folders = Path(job["windows"]), Path(job["folder"])
+        pretrain(job["system"], recipe, *folders, device, _silent, weights_K, ranks=ranks)
+
+
+def _silent(line: str) -> None:
+    """The first rank speaks."""
 
 
 def release(
@@ -242,16 +268,22 @@ def release(
     embedder_folder: Path | None = None,
     request_path: Path | None = None,
     expert: int | None = None,
+    ranks: Ranks = ONE_PROCESS,
 ) -> Path:
     """Run every stage that is not done yet and write `<out>/<name>.st` and `<out>/provider.pub`.
 
     With a request, kind slm is pretrained by importance sampling for the owner who wrote it (SLM-is, §2.4).
     With an expert, that one of kind mix is trained alone and published as one model (Fig. 8). A recipe with
     [replay] gets `<out>/<name>-replay.st` too. The same corpus, recipe and key give the same bytes on one
-    CPU, killed on the way or not.
+    CPU, killed on the way or not. Of several `ranks` the first one calls this and the others `follow`.
     Raises DocumentsError, RecipeError, CheckpointError, BundleError, OSError; PlanearlyError when another
     release is at work in `work`. Finished stages stay.
     """
+    if recipe.kind == "mix" and ranks is not ONE_PROCESS:
+        raise RecipeError(
+            "kind mix is trained by one process for each expert, found several for all",
+            hint="run provider release --expert 0, --expert 1 and so on, each without torchrun",
+        )
     make_folder(work)
     make_folder(out)
     check_writable(out)
@@ -272,9 +304,10 @@ def release(
             recipe = one_expert(recipe, expert)
         experts = () if expert is None else (expert,)
         systems = {
-            system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts)
+            system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts, ranks)
             for system in (recipe.kind, *recipe.comparison)
         }
+        ranks.tell(None)
         common: dict[str, Any] = {
             "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
             "out": out,
