@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -20,11 +21,12 @@ from provider.releasing import release
 from shared.batches import Sampler, all_microbatches
 from shared.checkpoints import load_checkpoint
 from shared.errors import RecipeError
+from shared.files import remove
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.slm import PRESETS, build_slm
 from shared.training import TrainConfig, train
 from tests.conftest import make_windows
-from tests.parties import ROOT, write_corpus, write_key, write_recipe
+from tests.parties import ROOT, write_key, write_recipe
 
 CONFIG = TrainConfig(
     steps=8, rows_per_step=8, rows_per_microbatch=1, learning_rate=1e-3, warmup_steps=2, eval_every_steps=1
@@ -100,10 +102,11 @@ from shared.errors import DocumentsError
 """
 
 
-def torchrun(n_ranks: int, *command: object) -> subprocess.Popen[str]:
+def start(n_ranks: int, code: str) -> subprocess.Popen[str]:
+    """Start code on some ranks, on one without torchrun."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks), "--no-python"]
     return subprocess.Popen(
-        [sys.executable, *launch, sys.executable, "-c", *map(str, command)],
+        [sys.executable, *(launch + [sys.executable] if n_ranks > 1 else []), "-c", code],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -115,6 +118,11 @@ def newest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
+def step_of(folder: Path) -> int:
+    path = newest(folder)
+    return 0 if path is None else int(path.stem.removeprefix("step-"))
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     """Do the work with 2 ranks, then with 4, the last rank killed while it is at the long run."""
@@ -122,17 +130,17 @@ def launched(tmp_path_factory):
     ends = {}
     for n_ranks in (2, 4):
         (folder / str(n_ranks)).mkdir()
-        before = newest(folder / "long")
+        goal = step_of(folder / "long") + 3
         call = f"from tests import test_ranks; test_ranks.work(Path({str(folder / str(n_ranks))!r}))"
-        process = torchrun(n_ranks, START.format(root=str(ROOT), call=call))
+        process = start(n_ranks, START.format(root=str(ROOT), call=call))
         end = time.monotonic() + 300
-        while newest(folder / "long") == before and process.poll() is None and time.monotonic() < end:
+        while step_of(folder / "long") < goal and process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
         pids = [int(path.read_text()) for path in sorted((folder / str(n_ranks)).glob("*.pid"))]
         if len(pids) == n_ranks and process.poll() is None:
             os.kill(pids[-1], signal.SIGKILL)
         out, err = process.communicate(timeout=60)
-        ends[n_ranks] = (process.returncode, pids, newest(folder / "long"), out + err)
+        ends[n_ranks] = (process.returncode, pids, step_of(folder / "long"), out + err)
     return folder, ends
 
 
@@ -283,7 +291,7 @@ def test_a_killed_rank_ends_the_job_and_other_numbers_of_ranks_go_on(launched, t
         assert status == 1
         assert "Signal 9 (SIGKILL)" in text
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    steps = [int(path.stem.removeprefix("step-")) for _, _, path, _ in ends.values()]
+    steps = [step for _, _, step, _ in ends.values()]
     assert 0 < steps[0] < steps[1] < LONG.steps
     said = []
     resumed, _ = run(folder / "long", CAPACITIES["pn-weights"], LONG, said=said)
@@ -301,7 +309,7 @@ with errors_printed(), joined("cpu") as ranks:
         raise DocumentsError("no such shard", hint="mount it")
     ranks.agree(True)
 """
-    process = torchrun(2, START.format(root=str(ROOT), call=call))
+    process = start(2, START.format(root=str(ROOT), call=call))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     said = [line for line in err.splitlines() if line.startswith("provider: ")]
@@ -309,33 +317,29 @@ with errors_printed(), joined("cpu") as ranks:
 
 
 def test_torchrun_releases_what_one_process_does(tmp_path):
-    write_corpus(tmp_path / "corpus")
-    write_recipe(tmp_path / "release.toml")
     write_key(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for name in sorted(topics, key=lambda name: -len(topics[name]))[:3]:
+        (tmp_path / "corpus" / f"{name}.md").write_text(topics[name][:4000])
+    recipe = write_recipe(tmp_path / "release.toml")
+    text = recipe.read_text().replace("vocab_size = 500", "vocab_size = 400")
+    recipe.write_text(text.replace("heldout_every = 9", "heldout_every = 3"))
     losses = []
-    for name in ("one", "two"):
-        arguments = (
-            f"['release', 'release.toml', '--corpus', 'corpus', '--work', {name!r}, '--out', {name!r}]"
-        )
+    for n_ranks, name in ((1, "one"), (2, "two")):
+        arguments = f"['release', 'release.toml', '--corpus', 'corpus', '--out', {name!r}]"
         call = f"import os; os.chdir({str(tmp_path)!r}); from provider.cli import main; main({arguments})"
-        code = START.format(root=str(ROOT), call=call)
-        process = (
-            torchrun(2, code)
-            if name == "two"
-            else subprocess.Popen(
-                [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        process = start(n_ranks, START.format(root=str(ROOT), call=call))
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         assert out == f"{name}/tiny.st\n"
-        assert err.count("provider: corpus") == 2
-        reports = sorted((tmp_path / name).glob("pretrain-*/done.json"))
-        losses.append([json.loads(path.read_text())["report"]["heldout_loss"] for path in reports])
-        assert json.loads(next((tmp_path / name).glob("pretrain-pn*/cost.json")).read_text()).get(
-            "ranks", 1
-        ) == 1 + (name == "two")
-    assert len(losses[0]) == 2
+        assert err.count("provider: tokenizer ") == 1
+        stages = sorted((tmp_path / "work").glob("pretrain-*"))
+        costs = [json.loads((stage / "cost.json").read_text()) for stage in stages]
+        assert [cost.get("ranks", 1) for cost in costs] == [n_ranks, n_ranks]
+        reports = [json.loads((stage / "done.json").read_text())["report"] for stage in stages]
+        losses.append([report["heldout_loss"] for report in reports])
+        for stage in stages:
+            remove(stage)
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)  # of weights rounded to bfloat16
 
 
