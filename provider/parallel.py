@@ -350,7 +350,7 @@ def joined(device_name: str) -> Iterator[Ranks]:
     Raises PlanearlyError, and whatever is raised within.
     """
     rank, n_ranks = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
-    if n_ranks < 2:
+    if n_ranks < 2 or not dist.is_torchelastic_launched():
         yield ONE_PROCESS
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
