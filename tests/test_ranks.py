@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from provider.cli import main
 from provider.parallel import is_fewer_weights, joined, share_microbatches
 from provider.recipe import read_recipe
 from provider.releasing import release
@@ -29,12 +30,12 @@ from tests.conftest import make_windows
 from tests.parties import ROOT, write_key, write_recipe
 
 CONFIG = TrainConfig(
-    steps=8, rows_per_step=8, rows_per_microbatch=1, learning_rate=1e-3, warmup_steps=2, eval_every_steps=1
+    steps=6, rows_per_step=8, rows_per_microbatch=1, learning_rate=1e-3, warmup_steps=2, eval_every_steps=1
 )
 N_CLUSTERS = 6
 WINDOWS = make_windows([9, 31, 17, 5, 32, 24] * 8, clusters=[0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 0] * 4)
 HELDOUT = make_windows([20, 30, 10, 5], clusters=[0, 1, 2, 5], seed=9)
-LONG = replace(CONFIG, steps=100, eval_every_steps=10, checkpoint_every_s=0.0)
+LONG = replace(CONFIG, steps=40, eval_every_steps=10)
 CAPACITIES = {"slm": None, "pn-weights": 7, "pn-banks": 2}
 """Of a bank: more slices than clusters on a rank, and fewer."""
 
@@ -87,7 +88,7 @@ def work(folder: Path) -> None:
             sorted((folder / "cut").glob("step-*"))[-1].unlink()
         run(folder / "cut", CAPACITIES["pn-weights"], every_step, ranks)
         (folder / f"{ranks.rank}.pid").write_text(str(os.getpid()))
-        run(folder.parent / "long", CAPACITIES["pn-weights"], LONG, ranks)
+        run(folder.parent / "long", CAPACITIES["pn-weights"], replace(LONG, checkpoint_every_s=0.0), ranks)
 
 
 START = """
@@ -173,7 +174,8 @@ def is_close(one, other):
 @pytest.mark.parametrize("n_ranks", [2, 4])
 def test_ranks_together_have_the_losses_of_one(launched, alone, n_ranks, name):
     result, _ = alone[1][name]
-    assert result.history[-1]["train_loss"] < result.history[1]["train_loss"]
+    losses = [entry["train_loss"] for entry in result.history[1:]]
+    assert max(losses) - min(losses) > 1e-3  # so that another order of samples could not pass
     for rank in range(n_ranks):
         assert is_close(result.history, record_of(launched, n_ranks, name, rank)["history"])
     one, many = (
@@ -316,7 +318,7 @@ with errors_printed(), joined("cpu") as ranks:
     assert said == ["provider: error: rank 1 of 2: no such shard", "provider: hint: mount it"]
 
 
-def test_torchrun_releases_what_one_process_does(tmp_path):
+def test_torchrun_releases_what_one_process_does(tmp_path, monkeypatch, capsys):
     write_key(tmp_path)
     (tmp_path / "corpus").mkdir()
     for name in sorted(topics, key=lambda name: -len(topics[name]))[:3]:
@@ -324,14 +326,19 @@ def test_torchrun_releases_what_one_process_does(tmp_path):
     recipe = write_recipe(tmp_path / "release.toml")
     text = recipe.read_text().replace("vocab_size = 500", "vocab_size = 400")
     recipe.write_text(text.replace("heldout_every = 9", "heldout_every = 3"))
+    monkeypatch.chdir(tmp_path)
     losses = []
-    for n_ranks, name in ((1, "one"), (2, "two")):
-        arguments = f"['release', 'release.toml', '--corpus', 'corpus', '--out', {name!r}]"
-        call = f"import os; os.chdir({str(tmp_path)!r}); from provider.cli import main; main({arguments})"
-        process = start(n_ranks, START.format(root=str(ROOT), call=call))
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        assert out == f"{name}/tiny.st\n"
+    for n_ranks in (1, 2):
+        arguments = ["release", "release.toml", "--corpus", "corpus", "--out", str(n_ranks)]
+        if n_ranks == 1:
+            main.main(arguments, standalone_mode=False)
+            out, err = capsys.readouterr()
+        else:
+            code = f"import os; os.chdir({str(tmp_path)!r}); from provider.cli import main; main({arguments})"
+            process = start(n_ranks, START.format(root=str(ROOT), call=code))
+            out, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+        assert out == f"{n_ranks}/tiny.st\n"
         assert err.count("provider: tokenizer ") == 1
         stages = sorted((tmp_path / "work").glob("pretrain-*"))
         costs = [json.loads((stage / "cost.json").read_text()) for stage in stages]
