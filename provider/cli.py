@@ -174,17 +174,28 @@ def release(
     workers: int | None,
     sbatch: tuple[str, ...],
 ) -> None:
-    """Run the whole pipeline of a recipe and write a signed bundle."""
+    """Run the whole pipeline of a recipe and write a signed bundle.
+
+    On several GPUs or cores: torchrun --standalone --nproc-per-node 8 --no-python provider release ...
+    """
     with errors_printed():
+        from provider.parallel import joined
         from provider.recipe import read_recipe
 
-        parsed = read_recipe(recipe)
-        key = _signing_key(key_file, passphrase_file)  # before hours of work
-        from provider.executors import Executor
-        from provider.releasing import release as run
+        with joined(device) as ranks:
+            parsed = read_recipe(recipe)
+            from provider.executors import Executor
+            from provider.releasing import follow
+            from provider.releasing import release as run
 
-        where = Executor(executor, workers, sbatch)
-        click.echo(run(parsed, corpus, out, work, key, say, device, embedder, histogram, expert, where))
+            if not ranks.is_first:
+                return follow(parsed, device, ranks)
+            key = _signing_key(key_file, passphrase_file)  # before hours of work
+            where = Executor(executor, workers, sbatch)
+            found = run(
+                parsed, corpus, out, work, key, say, device, embedder, histogram, expert, where, ranks
+            )
+        click.echo(found)
 
 
 @main.command(epilog="Example: provider sign --detached pn32.st --key oms.key")

@@ -26,8 +26,9 @@ from shared.device import choose_device, make_deterministic
 from shared.errors import DocumentsError
 from shared.files import write_json
 from shared.importance import describe_resampling
-from shared.losses import HeldoutLoss, evaluate
+from shared.losses import HeldoutLoss, Network
 from shared.projection import ProjectedNetwork, feed_forward_linears
+from shared.ranks import ONE_PROCESS, Ranks
 from shared.slm import build_slm
 from shared.training import Say, train
 
@@ -57,7 +58,9 @@ def _round(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtyp
             parameter.copy_(parameter.to(dtype))
 
 
-def _published(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def _published(
+    model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtype, ranks: Ranks
+) -> dict[str, Tensor]:
     """Return the weights under the names a bundle of kind slm or pn gives them."""
     projected = set() if network is None else {f"{name}.weight" for name in network.linears}
     tensors = {
@@ -69,7 +72,8 @@ def _published(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.
         tensors["experts.vectors"] = network.published_experts().detach().cpu()
         for index, name in enumerate(network.linears):
             tensors[f"projected.{name}.mixing"] = network.published_mixing(index).detach().cpu()
-            tensors[f"projected.{name}.bank"] = network.bank[index].detach().cpu().to(dtype)
+            bank_HOI = ranks.whole(f"projection.bank.{index}", network.bank[index])
+            tensors[f"projected.{name}.bank"] = bank_HOI.detach().cpu().to(dtype)
     return tensors
 
 
@@ -83,6 +87,7 @@ def pretrain(
     weights_K: np.ndarray | None = None,
     experts: Sequence[int] = (),
     executor: Executor = IN_PROCESS,
+    ranks: Ranks = ONE_PROCESS,
 ) -> dict[str, Any]:
     """Pretrain a system ("slm", "pn" or "mix") into `folder/weights.safetensors`; return its record.
 
@@ -90,7 +95,8 @@ def pretrain(
     all. The record holds steps, tokens, heldout_loss (nats/token over the generic held-out split, or the
     named experts' part of it), heldout_loss_per_cluster (None where a cluster has no held-out window or no
     expert) and, with weights, `importance`. What it cost goes to `folder/cost.json`: that differs from
-    run to run, and the record must not. Resumes what `folder` holds.
+    run to run, and the record must not. Resumes what `folder` holds. Several `ranks` all call it; the first
+    one writes.
     """
     n_clusters = recipe.clustering.n_clusters
     train_windows = load_windows(windows, "train", n_clusters)
@@ -106,7 +112,7 @@ def pretrain(
         )
     else:
         trained = _pretrain_one(
-            system, recipe, train_windows, heldout_windows, folder, device_name, say, weights_K
+            system, recipe, train_windows, heldout_windows, folder, device_name, say, weights_K, ranks
         )
     loss = trained.loss
     record: dict[str, Any] = {
@@ -119,6 +125,8 @@ def pretrain(
     }
     if trained.importance is not None:
         record["importance"] = trained.importance
+    if not ranks.is_first:
+        return record
     save_checkpoint(folder / WEIGHTS_FILE, trained.tensors, record)
     write_json(
         folder / COST_FILE,
@@ -129,6 +137,7 @@ def pretrain(
             "seconds": trained.seconds,
             "device": str(choose_device(device_name)),
             "threads": torch.get_num_threads(),
+            **ranks.cost(),
         },
     )
     return record
@@ -222,12 +231,14 @@ def _pretrain_one(
     device_name: str,
     say: Say,
     weights_K: np.ndarray | None = None,
+    ranks: Ranks = ONE_PROCESS,
 ) -> _Trained:
     device = choose_device(device_name)
     context, config = recipe.model.context_tokens, recipe.pretraining
     make_deterministic(recipe.seed)
     model = cast(nn.Module, build_slm(recipe.model)).to(device)
-    network = None
+    network: ProjectedNetwork | None = None
+    trained_network: Network | None = None
     mixed_fraction = 0.0
     if system == "pn":
         projection = recipe.projection
@@ -239,7 +250,9 @@ def _pretrain_one(
             projection.expert_size,
             projection.capacity,
             projection.mixing == "identity",
-        ).to(device)
+        )
+        trained_network = ranks.split(network)
+        network.to(device)
         mixed_fraction = projection.mixed_fraction
     sampler = Sampler(
         train_windows,
@@ -254,12 +267,13 @@ def _pretrain_one(
     def heldout() -> Iterable[Microbatch]:
         return all_microbatches(heldout_windows, context, config.rows_per_microbatch)
 
-    result = train(model, network, sampler, heldout, config, folder, say, inputs=system)
+    result = train(model, trained_network, sampler, heldout, config, folder, say, inputs=system, ranks=ranks)
     dtype = DTYPES[recipe.weights]
     _round(model, network, dtype)
-    loss = evaluate(model, network, heldout())
+    loss = ranks.evaluate(model, trained_network, heldout())
     importance = None
     if weights_K is not None:
         counts_K = np.bincount(train_windows.cluster, minlength=len(weights_K))
         importance = asdict(describe_resampling(weights_K, counts_K, sampler.passes(config.steps)))
-    return _Trained(_published(model, network, dtype), loss, result.tokens, result.seconds, importance)
+    tensors = _published(model, network, dtype, ranks)
+    return _Trained(tensors, loss, result.tokens, result.seconds, importance)

@@ -16,7 +16,9 @@ from provider.requested import weights_of_request
 from provider.signing import SigningKey
 from provider.stages import Stage, run_stage, tell
 from provider.storage import is_url, upload
+from shared.errors import RecipeError
 from shared.files import check_writable, locked, make_folder, write_atomic
+from shared.ranks import ONE_PROCESS, Ranks
 from shared.signature import public_key_pem
 from shared.training import Say
 
@@ -31,10 +33,12 @@ def pretrain_system(
     weights_K: np.ndarray | None = None,
     experts: Sequence[int] = (),
     executor: Executor = IN_PROCESS,
+    ranks: Ranks = ONE_PROCESS,
 ) -> Stage:
     """Pretrain one system, or skip it when it is done; systems of one corpus share nothing but it.
 
-    `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone.
+    `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone. The
+    other ranks are told what to do: they wait in `follow`.
     """
     inputs: dict[str, Any] = {
         "sorted": sorting_stage.digest,
@@ -50,11 +54,17 @@ def pretrain_system(
         inputs["weights_of_clusters"] = weights_K.tolist()
     if experts:
         inputs["experts"] = list(experts)
-    stage = run_stage(
-        work,
-        f"pretrain-{system}",
-        inputs,
-        lambda folder: pretrain(
+
+    def run(folder: Path) -> dict[str, Any]:
+        ranks.tell(
+            {
+                "system": system,
+                "windows": str(sorting_stage.folder),
+                "folder": str(folder),
+                "weights": None if weights_K is None else weights_K.tolist(),
+            }
+        )
+        return pretrain(
             system,
             recipe,
             sorting_stage.folder,
@@ -64,8 +74,10 @@ def pretrain_system(
             weights_K,
             experts,
             executor,
-        ),
-    )
+            ranks,
+        )
+
+    stage = run_stage(work, f"pretrain-{system}", inputs, run)
     tell(
         say,
         f"pretrain-{system}",
@@ -73,6 +85,21 @@ def pretrain_system(
         "{steps} steps · {tokens:,} tokens · generic held-out {heldout_loss:.3f} nats/token",
     )
     return stage
+
+
+def follow(recipe: Recipe, device: str, ranks: Ranks) -> None:
+    """Pretrain what the first rank does, beside it, until it has no more for the others.
+
+    Raises what `pretrain` does.
+    """
+    while (job := ranks.tell(None)) is not None:
+        weights_K = None if job["weights"] is None else np.asarray(job["weights"])
+        folders = Path(job["windows"]), Path(job["folder"])
+        pretrain(job["system"], recipe, *folders, device, _silent, weights_K, ranks=ranks)
+
+
+def _silent(line: str) -> None:
+    """The first rank speaks."""
 
 
 def release(
@@ -87,6 +114,7 @@ def release(
     request_path: Path | None = None,
     expert: int | None = None,
     executor: Executor = IN_PROCESS,
+    ranks: Ranks = ONE_PROCESS,
 ) -> Path | str:
     """Run every stage that is not done yet and write `<out>/<name>.st` and `<out>/provider.pub`.
 
@@ -94,10 +122,16 @@ def release(
     With an expert, that one of kind mix is trained alone and published as one model (Fig. 8). A recipe with
     [replay] gets `<out>/<name>-replay.st` too. Corpus and out may be URLs of an object store; what goes out
     is then kept in `work/out`. The same corpus, recipe and key give the same bytes on one kind of CPU with
-    one number of threads, killed on the way or not, on any executor.
+    one number of threads, killed on the way or not, on any executor. Of several `ranks` the first one calls
+    this and the others `follow`.
     Raises DocumentsError, RecipeError, CheckpointError, BundleError, OSError; PlanearlyError when another
     release is at work in `work`. Finished stages stay.
     """
+    if recipe.kind == "mix" and ranks is not ONE_PROCESS:
+        raise RecipeError(
+            "kind mix is trained by one process for each expert, found several for all",
+            hint="--executor trains them side by side, without torchrun",
+        )
     check_executor(executor)
     if executor.kind != "local":  # the other machines start in other folders
         work = work.absolute()
@@ -129,9 +163,12 @@ def release(
             recipe = one_expert(recipe, expert)
         experts = () if expert is None else (expert,)
         systems = {
-            system: pretrain_system(recipe, system, work, windows, device, say, weights_K, experts, executor)
+            system: pretrain_system(
+                recipe, system, work, windows, device, say, weights_K, experts, executor, ranks
+            )
             for system in (recipe.kind, *recipe.comparison)
         }
+        ranks.tell(None)
         common: dict[str, Any] = {
             "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
             "out": folder,

@@ -38,23 +38,38 @@ class Checkpoint:
     record: dict[str, Any]
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    tensors: dict[str, Tensor],
+    record: dict[str, Any],
+    content_of: Callable[[str], Tensor] | None = None,
+) -> None:
     """Write one file atomically; raises OSError (no space left) with the old file untouched.
 
-    Nothing is copied but, from another device or out of order, one tensor at a time.
+    Nothing is copied but, from another device or out of order, one tensor at a time. `content_of` gives
+    each tensor when its turn comes, in `file_order`; `tensors` then need only have its type and shape.
     """
-    # Wide types first, as the library writes them: every tensor is then aligned to its type.
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     digest = hashlib.sha256()
     with write_atomic(path) as out:
-        for part in _parts(ordered, tensors, record):
+        for part in _parts(tensors, record, content_of or tensors.__getitem__):
             digest.update(part)
             out.write(part)
         out.write(digest.digest())
 
 
-def _parts(ordered: list[str], tensors: dict[str, Tensor], record: dict[str, Any]) -> Iterator[Any]:
+def file_order(tensors: dict[str, Tensor]) -> list[str]:
+    """Return names as they lie in a file.
+
+    Wide types first, as the library writes them: every tensor is then aligned to its type.
+    """
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _parts(
+    tensors: dict[str, Tensor], record: dict[str, Any], content_of: Callable[[str], Tensor]
+) -> Iterator[Any]:
     """Yield the bytes of a safetensors file, all but those of its digest."""
+    ordered = file_order(tensors)
     types = {dtype: name for name, dtype in DTYPES.items()}
     entries: dict[str, Any] = {"__metadata__": {RECORD: json.dumps(record)}}
     end = 0
@@ -67,7 +82,7 @@ def _parts(ordered: list[str], tensors: dict[str, Tensor], record: dict[str, Any
     header += b" " * (-len(header) % 8)
     yield struct.pack("<Q", len(header)) + header
     for name in ordered:
-        raw = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        raw = content_of(name).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for at in range(0, len(raw), CHUNK_BYTES):
             yield raw[at : at + CHUNK_BYTES]
 
@@ -107,9 +122,15 @@ def _by_step(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
-def save_step(folder: Path, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def save_step(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    record: dict[str, Any],
+    content_of: Callable[[str], Tensor] | None = None,
+) -> None:
     """Save `step-N.safetensors` and delete all but the newest KEPT."""
-    save_checkpoint(folder / f"step-{step:09}.safetensors", tensors, record)
+    save_checkpoint(folder / f"step-{step:09}.safetensors", tensors, record, content_of)
     for old in _by_step(folder)[:-KEPT]:
         remove(old)
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from shared.batches import Microbatch
-from shared.checkpoints import load_newest, save_step
 from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
 from shared.files import make_folder, remove_stale
-from shared.losses import LossFunction, Network, evaluate, sum_nats
+from shared.losses import LossFunction, Network, sum_nats
+from shared.ranks import ONE_PROCESS, Ranks
 
 Say = Callable[[str], None]
 GradientFunction = Callable[[nn.Module, list[Microbatch], int], float]
@@ -136,9 +136,14 @@ def train_step(
     network: Network | None,
     batches: list[Microbatch],
     loss_of: LossFunction = sum_nats,
+    ranks: Ranks = ONE_PROCESS,
 ) -> float:
-    """Leave in `.grad` the gradient of the step's mean loss; return that loss (nats/token)."""
+    """Leave in `.grad` the gradient of the step's mean loss; return that loss (nats/token).
+
+    Of several ranks each leaves its part of both, to be added up.
+    """
     n_tokens = sum(batch.n_tokens for batch in batches)
+    batches = ranks.share(batches)
     if network is not None:
         network.begin_step(sorted({batch.mixture for batch in batches}))
     total = 0.0
@@ -163,8 +168,10 @@ def trained_parameters(model: nn.Module, network: Network | None) -> dict[str, n
 class _Run:
     """The mutable state of one run: what a checkpoint holds."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], config: TrainConfig, run: str) -> None:
-        self.parameters, self.run = parameters, run
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], config: TrainConfig, run: str, ranks: Ranks
+    ) -> None:
+        self.parameters, self.run, self.ranks = parameters, run, ranks
         self.keeps_best = config.patience_evals > 0
         self.optimizer = torch.optim.Adam(
             parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
@@ -217,7 +224,7 @@ class _Run:
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
             "history": self.history,
         }
-        save_step(folder, self.step, tensors, record)
+        self.ranks.save_step(folder, self.step, tensors, record)
 
     def load_values(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -225,7 +232,7 @@ class _Run:
                 parameter.copy_(tensors[name])
 
     def resume(self, folder: Path, say: Say) -> bool:
-        checkpoint = load_newest(folder, self.run, say)
+        checkpoint = self.ranks.load_newest(folder, self.run, say)
         if checkpoint is None:
             return False
         record = checkpoint.record
@@ -257,6 +264,7 @@ def train(
     inputs: str = "",
     loss_of: LossFunction = sum_nats,
     gradient_of: GradientFunction | None = None,
+    ranks: Ranks = ONE_PROCESS,
 ) -> TrainResult:
     """Train until `config.steps` or until the held-out loss stops falling; resume what `folder` holds.
 
@@ -264,17 +272,19 @@ def train(
     nats. `inputs` is a digest of everything else that decides the result (data, starting weights, loss): a
     checkpoint of other inputs is refused. The held-out loss is also taken before the first step. With a
     patience, the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
+    Several `ranks` all call it, each with the same; `gradient_of` is for one process.
     Weights are saved once they have given a finite loss and gradient, so a run that diverges leaves its last
     good checkpoint.
     Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError.
     """
     identity = json.dumps([inputs, sampler.seed, config.result_fields()], sort_keys=True)
     run = hashlib.sha256(identity.encode()).hexdigest()
-    make_folder(folder)
-    remove_stale(folder)
+    if ranks.is_first:
+        make_folder(folder)
+        remove_stale(folder)
     keep_freed_memory()
     parameters = trained_parameters(model, network)
-    state = _Run(parameters, config, run)
+    state = _Run(parameters, config, run, ranks)
     saved_step = -1
     if state.resume(folder, say):
         say(f"resumed at step {state.step}/{config.steps}")
@@ -286,7 +296,7 @@ def train(
     said_tokens = state.tokens
 
     def take_heldout() -> bool:
-        state.take_heldout(loss, evaluate(model, network, heldout()).mean)
+        state.take_heldout(loss, ranks.evaluate(model, network, heldout()).mean)
         return state.goes_on(config.patience_evals)
 
     try:
@@ -297,15 +307,15 @@ def train(
                 group["lr"] = learning_rate(config, state.step)
             state.optimizer.zero_grad(set_to_none=True)
             if gradient_of is None:
-                loss = train_step(model, network, batches, loss_of)
+                loss = ranks.add_up(parameters, train_step(model, network, batches, loss_of, ranks))
             else:
                 loss = gradient_of(model, batches, state.step)
-            gradient_norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.clip_norm))
+            gradient_norm = ranks.clip(parameters, config.clip_norm)
             state.check("the training loss", loss)
             state.check("the gradient", gradient_norm)
             now_s = time.monotonic()
             state.seconds = now_s - started_s
-            if now_s - saved_s >= config.checkpoint_every_s and state.step != saved_step:
+            if ranks.agree(now_s - saved_s >= config.checkpoint_every_s) and state.step != saved_step:
                 state.save(folder)
                 saved_step, saved_s = state.step, time.monotonic()
             state.optimizer.step()
