@@ -119,13 +119,14 @@ def private_gradient(model: nn.Module, batches: list[Microbatch], plan: PrivacyP
 
 
 def private_settings(settings: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
-    """Return the loop's settings with the plan's steps, and without early stopping."""
+    """Return the loop's settings with the plan's steps, all of them: no loss decides when to stop."""
     return replace(
         settings,
         steps=plan.steps,
         warmup_steps=min(settings.warmup_steps, plan.steps // 10),
         eval_every_steps=max(1, plan.steps // 4),
         patience_evals=0,
+        diverged_nats=0.0,
     )
 
 

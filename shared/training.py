@@ -39,9 +39,6 @@ class Batches(Protocol):
 
 
 SAY_EVERY_S = 10.0
-DIVERGED_NATS = 3.0
-"""A run has diverged whose training and held-out loss are both this far above the held-out loss before the
-first step: perplexity times 20. The held-out loss alone may only show too little text. Ours."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,10 @@ class TrainConfig:
     """Held-out losses in a row that are no better than the best before stopping; 0: never stop.
     With a patience, the best step's weights are the result, of a run that diverges too; without, the last
     step's, and to diverge is an error."""
+    diverged_nats: float = 3.0
+    """A run has diverged whose training and held-out loss are both this far above the held-out loss before
+    the first step: perplexity times 20. The held-out loss alone may only show too little text. 0: never.
+    Ours."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints; does not change the result."""
 
@@ -172,7 +173,7 @@ class _Run:
         self, parameters: dict[str, nn.Parameter], config: TrainConfig, run: str, ranks: Ranks
     ) -> None:
         self.parameters, self.run, self.ranks = parameters, run, ranks
-        self.keeps_best = config.patience_evals > 0
+        self.keeps_best, self.diverged_nats = config.patience_evals > 0, config.diverged_nats
         self.optimizer = torch.optim.Adam(
             parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
         )
@@ -191,8 +192,8 @@ class _Run:
         """Record the held-out loss of this step; raises _DivergedError."""
         self.check("the held-out loss", heldout_loss)
         self.history.append({"step": self.step, "train_loss": train_loss, "heldout_loss": heldout_loss})
-        first = self.history[0]["heldout_loss"]
-        if train_loss is not None and min(train_loss, heldout_loss) > first + DIVERGED_NATS:
+        first, most = self.history[0]["heldout_loss"], self.diverged_nats
+        if train_loss is not None and most and min(train_loss, heldout_loss) > first + most:
             raise _DivergedError(
                 f"the held-out loss after {self.step} steps is {heldout_loss:.2f} nats/token,"
                 f" before the first it was {first:.2f}"

@@ -207,7 +207,7 @@ def test_weights_that_give_no_number_are_never_saved(tmp_path, monkeypatch, spoi
     with monkeypatch.context() as patch:
         steps = iter(range(100))
 
-        def spoil(model, network, batches, loss_of=None):
+        def spoil(model, network, batches, *rest):
             loss = train_step(model, network, batches)
             if next(steps) == 4:
                 for parameter in model.parameters():
