@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from provider.clustering import fit_centroids, write_sorted
+from provider.clustering import fit_centroids, order_part, write_shard
 from provider.corpus import CorpusFile, read_documents, train_tokenizer
 from shared.batches import Sampler, Windows, pack_rows
 from shared.device import choose_device, keep_freed_memory
@@ -113,8 +113,16 @@ def windows(n: int = 40_000) -> dict[str, float]:
         folder = Path(name)
         np.save(folder / "tokens-00000.npy", stream)
         np.savez(folder / "windows-00000.npz", starts=starts, lengths=lengths, is_heldout=np.zeros(n, bool))
-        sort_s = median_s(lambda: write_sorted(folder, folder, "train", [clusters], k), 1)
-        sort_bytes = peak_bytes(lambda: write_sorted(folder, folder, "train", [clusters], k))
+        np.save(folder / "embeddings-00000.npy", vectors)
+        order_part(folder, folder, folder, 0, vectors[:k])
+
+        def sort() -> None:
+            with tempfile.TemporaryDirectory(dir=folder) as into:
+                for cluster in range(k):
+                    write_shard(folder, folder, Path(into), 1, "train", cluster)
+
+        sort_s = median_s(sort, 1)
+        sort_bytes = peak_bytes(sort)
     order = np.argsort(clusters, kind="stable")
     sorted_windows = Windows([stream], np.zeros(n, np.int32), starts, lengths, clusters).take(order)
     return {

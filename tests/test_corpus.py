@@ -55,6 +55,7 @@ def test_plain_text_markdown_and_parquet_are_read_as_they_stand(tmp_path):
         ("latin.txt", "naïve".encode("latin-1")),
         ("not.parquet", b"PAR1 no"),
     ],
+    ids=["cut", "flipped", "plain", "latin", "parquet"],
 )
 def test_damaged_files_are_one_clear_error_that_names_the_file(tmp_path, name, content):
     with pytest.raises(DocumentsError, match=name) as caught:
