@@ -17,10 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ TIME_LIMIT = "24:00:00"
 """Slurm's limit per task, unless `time=` is among the options for sbatch. Ours."""
 PR_SET_PDEATHSIG = 1
 """Source: prctl(2)."""
+CHILDREN = threading.Lock()
+"""Starting a child polls all others, which can take an exit status away from the thread that waits for it."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,12 @@ def _attend(
     for _ in range(ATTEMPTS):
         context: Any = multiprocessing.get_context(start_method)
         child = context.Process(target=_do, args=(work, items[rank::n_tasks], tasks, threads, rank))
-        child.start()
-        child.join()
-        exit_code = child.exitcode
+        with CHILDREN:
+            child.start()
+        connection.wait([child.sentinel])
+        with CHILDREN:
+            child.join()
+            exit_code = child.exitcode
         if exit_code >= 0:
             break
     failure = tasks / f"failed-{rank:05}.json"
