@@ -59,7 +59,7 @@ def _round(model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtyp
 
 
 def _published(
-    model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtype, ranks: Ranks
+    model: nn.Module, network: ProjectedNetwork | None, dtype: torch.dtype, ranks: Ranks = ONE_PROCESS
 ) -> dict[str, Tensor]:
     """Return the weights under the names a bundle of kind slm or pn gives them."""
     projected = set() if network is None else {f"{name}.weight" for name in network.linears}

@@ -3,6 +3,7 @@
 import copy
 import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,8 +244,8 @@ def test_a_link_a_folder_a_pipe_and_a_missing_file_are_refused(slm, tmp_path):
 
 
 def test_a_name_with_a_nul_is_refused_and_shown_without_it(tmp_path):
-    with pytest.raises(BundleError, match=r"x\\x00y': file: no file has a NUL in its name"):
-        open_bundle(tmp_path / "x\0y", TRUSTED)
+    with pytest.raises(BundleError, match=r"^'x\\x00y': file: no file has a NUL in its name"):
+        open_bundle(Path("x\0y"), TRUSTED)
 
 
 @pytest.mark.parametrize(

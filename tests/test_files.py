@@ -224,17 +224,16 @@ def test_a_clock_set_back_changes_nothing(job, tmp_path, monkeypatch):
 
 LITTLE_MEMORY = """
 import resource, sys
-import owner.isolation
-from owner.cli import main
-more, raised = int(sys.argv.pop()), owner.isolation.raise_walls
-def raise_walls(egress):
-    found = raised(egress)
+import owner.cli
+more, raised = int(sys.argv.pop()), owner.cli.raise_walls
+def raise_walls(*arguments):
+    found = raised(*arguments)
     import owner.specializing
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
     return found
-owner.isolation.raise_walls = raise_walls
-main()
+owner.cli.raise_walls = raise_walls
+owner.cli.main()
 """
 """The command, with so many bytes of memory to go once its libraries are loaded."""
 

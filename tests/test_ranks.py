@@ -354,4 +354,4 @@ def test_a_mixture_is_refused_on_several_ranks(tmp_path):
     recipe = read_recipe(write_recipe(tmp_path / "r.toml", kind="mix"))
     with pytest.raises(RecipeError, match="one process for each expert") as caught:
         release(recipe, tmp_path, tmp_path, tmp_path, None, print, ranks=object())
-    assert "--expert" in caught.value.hint
+    assert "--executor" in caught.value.hint
