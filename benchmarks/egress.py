@@ -16,7 +16,7 @@ from tests.test_isolation import ALONE, LANDLOCK_ALONE, PROBES, ROOT, listen, ra
 
 WALLS = {
     "none": "",
-    "audit hook": "import sys; from owner.isolation import _trip; sys.addaudithook(_trip)",
+    "audit hook": "import sys; from owner.isolation.walls import _trip; sys.addaudithook(_trip)",
     "namespace": f"{ALONE}enter_namespace()",
     "Landlock": LANDLOCK_ALONE,
     "seccomp": f"{ALONE}install_filter()",

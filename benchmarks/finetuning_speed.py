@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from side_by_side import Compare, Figures, options_of, require, take_turns
 
-from owner.documents import Document
-from owner.windows import Split, split_documents, window_documents
+from owner.documents.reading import Document
+from owner.documents.windows import Split, split_documents, window_documents
 from shared.batches import Microbatch, Sampler, all_microbatches
 from shared.bundle import open_bundle
 from shared.device import has_bf16, make_deterministic

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 from tests import tiny
 from tests.children import DONE, fork, run, start_with_one_thread, wait
 from tests.disk import deadly, disk

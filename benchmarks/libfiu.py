@@ -20,11 +20,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from owner.finetuning import FinetuneConfig
-from owner.isolation import raise_walls
-from owner.remembering import HOME_VARIABLE
+from owner.isolation.walls import raise_walls
 from owner.specializing import SpecializeConfig
 from owner.specializing import specialize as owner_specialize
+from owner.training.finetuning import FinetuneConfig
+from owner.trust.remembering import HOME_VARIABLE
 from tests.children import BUG, DONE, ONE_THREAD, REFUSED, run
 
 PRELOAD = "/usr/lib/fiu/fiu_posix_preload.so"

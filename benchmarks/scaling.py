@@ -18,7 +18,7 @@ from typing import Any
 
 from costs import Cost, Machine, Plan, System, distinct, forward_cost, resident_bytes, step_cost, step_terms
 
-from owner.finetuning import FinetuneConfig
+from owner.training.finetuning import FinetuneConfig
 from provider.recipe import read_recipe
 from shared.embedding import BATCH_PIECES, SUB_WINDOW_PIECES, WIDTH
 from shared.embedding import CONFIG as EMBEDDER

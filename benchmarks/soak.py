@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 from tests import tiny
 from tests.children import start_with_one_thread
 

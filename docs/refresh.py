@@ -83,15 +83,23 @@ def _python_line(root: Path, path: Path) -> str:
     if sentence:
         return sentence
     tested = path.name.removeprefix("test_")
-    found = [f"{package}/{tested}" for package in FOLDERS[:3] if (root / package / tested).exists()]
+    found = [
+        file.relative_to(root).as_posix()
+        for package in FOLDERS[:3]
+        for file in sorted((root / package).rglob(tested))
+    ]
     return f"tests {' and '.join(found)}" if found else ""
 
 
 def _entries(root: Path, folder: str) -> Iterator[tuple[str, str]]:
     """Yield (path below the folder, line) of one folder, Python files first."""
-    for path in sorted((root / folder).rglob("*.py")):
-        if path.name != "__init__.py" and "__pycache__" not in path.parts:
-            yield path.relative_to(root / folder).as_posix(), _python_line(root, path)
+    paths = [path for path in (root / folder).rglob("*.py") if "__pycache__" not in path.parts]
+    for path in sorted(paths, key=lambda path: (len(path.relative_to(root).parts) > 2, path)):
+        name = path.relative_to(root / folder)
+        if name.name != "__init__.py":
+            yield name.as_posix(), _python_line(root, path)
+        elif len(name.parts) > 1:
+            yield f"{name.parent.as_posix()}/", _python_line(root, path)
     for pattern, line in OTHER_FILES.items():
         if pattern.startswith(f"{folder}/") and any(root.glob(pattern)):
             yield pattern.removeprefix(f"{folder}/"), line

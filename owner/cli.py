@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from owner.isolation import LEVELS, Walls, raise_walls
-from owner.methods import METHODS
+from owner.choice.methods import METHODS
+from owner.isolation.walls import LEVELS, Walls, raise_walls
 from shared.errors import EXPECTED_ERRORS, error_lines
 
 
@@ -88,7 +88,7 @@ def trust() -> None:
 def add(file: Path, name: str, roots: str) -> None:
     """Pin a public key, or a trust file, received over a channel you trust."""
     with errors_printed():
-        from owner.trust import add_trust_file, is_trust_file, pin_key
+        from owner.trust.pinning import add_trust_file, is_trust_file, pin_key
 
         if is_trust_file(file):
             if name:
@@ -105,7 +105,7 @@ def add(file: Path, name: str, roots: str) -> None:
 def list_trusted() -> None:
     """List pinned keys and trust files: keys, scopes, version, age, expiry, revocations."""
     with errors_printed():
-        from owner.vouching import describe_trust, read_trust
+        from owner.trust.vouching import describe_trust, read_trust
 
         for line in describe_trust(read_trust()):
             click.echo(line)
@@ -116,7 +116,7 @@ def list_trusted() -> None:
 def update(file: Path) -> None:
     """Replace a trust file by a later version that its roots signed."""
     with errors_printed():
-        from owner.trust import update_trust_file
+        from owner.trust.pinning import update_trust_file
 
         found, is_new = update_trust_file(file)
         state = "from now on" if is_new else "already; nothing to do"
@@ -128,7 +128,7 @@ def update(file: Path) -> None:
 def remove(which: str) -> None:
     """Stop trusting a key or a trust file; what was seen of versions is kept."""
     with errors_printed():
-        from owner.trust import remove as forget
+        from owner.trust.pinning import remove as forget
 
         forget(which)
         say(f"no longer trusts {which}")
@@ -147,7 +147,7 @@ def inspect(
     if (detached is None) != (detached_key is None):
         raise click.UsageError("--detached and --detached-key belong together")
     with errors_printed():
-        from owner.inspecting import describe_bundle, inspect_bundle
+        from owner.trust.inspecting import describe_bundle, inspect_bundle
 
         found = inspect_bundle(bundle, say, stale_reason, detached, detached_key)
         click.echo(json.dumps(found, indent=2) if as_json else describe_bundle(found))
@@ -217,16 +217,16 @@ def specialize(
 ) -> None:
     """Pick the bundle's expert for these documents, fine-tune it, write a standard model folder."""
     with errors_printed(), ExitStack() as stack:
-        from owner.places import drop_empty, make_places
+        from owner.isolation.places import drop_empty, make_places
 
         writable = make_places(out)
         stack.callback(drop_empty, out)
         walls = isolate(level, writable, out)
-        from owner.accounting import PrivacyConfig
-        from owner.finetuning import FinetuneConfig
-        from owner.replaying import ReplayConfig
+        from owner.privacy.accounting import PrivacyConfig
         from owner.specializing import SpecializeConfig
         from owner.specializing import specialize as run
+        from owner.training.finetuning import FinetuneConfig
+        from owner.training.replaying import ReplayConfig
 
         if dp_delta is not None and dp_epsilon is None:
             raise click.UsageError("--dp-delta goes with --dp-epsilon")
@@ -269,11 +269,11 @@ def audit(
 ) -> None:
     """Attack a specialized model, the out folder of specialize, and write audit.json into it."""
     with errors_printed():
-        from owner.places import keep_places
+        from owner.isolation.places import keep_places
 
         isolate(level, keep_places(model))
-        from owner.auditing import audit as run
-        from owner.summarizing import summarize_audit
+        from owner.audit.auditing import audit as run
+        from owner.audit.summarizing import summarize_audit
 
         found = run(model, data, bundle, say, stale_reason)
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize_audit(found)))
@@ -316,7 +316,7 @@ def histogram(
     """Write a histogram of your documents, with noise, to hand to a provider if you choose to."""
     with errors_printed():
         isolate(level, [out.absolute().parent])
-        from owner.requesting import describe_request, request_histogram
+        from owner.choice.requesting import describe_request, request_histogram
         from shared.request import write_request
 
         request, n_documents = request_histogram(

@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from owner.accounting import PrivacyConfig, describe_privacy, plan_privacy
-from owner.adapting import WITHOUT_DP, Replay, adapt, check_pack, check_teacher, finetune_teacher
-from owner.canaries import canaries_file, draw_canaries, plant_canaries
-from owner.candidates import SLM, check_method
-from owner.duplicates import read_distinct
-from owner.finetuning import FinetuneConfig
-from owner.isolation import Walls
-from owner.opening import open_tokenizer, open_trusted
-from owner.places import unfinished_folder
-from owner.replaying import ReplayConfig
-from owner.saving import REPORT_FILE, save_specialized
-from owner.selecting import choose_expert, describe_selection
-from owner.unfinished import check_space, discard_work, finished_report, open_work
-from owner.vouching import read_trust
-from owner.walking import Skipped
-from owner.windows import PrivateWindows, split_documents
+from owner.choice.candidates import SLM, check_method
+from owner.choice.selecting import choose_expert, describe_selection
+from owner.documents.duplicates import read_distinct
+from owner.documents.walking import Skipped
+from owner.documents.windows import PrivateWindows, split_documents
+from owner.isolation.places import unfinished_folder
+from owner.isolation.walls import Walls
+from owner.privacy.accounting import PrivacyConfig, describe_privacy, plan_privacy
+from owner.privacy.canaries import canaries_file, draw_canaries, plant_canaries
+from owner.training.adapting import WITHOUT_DP, Replay, adapt, check_pack, check_teacher, finetune_teacher
+from owner.training.finetuning import FinetuneConfig
+from owner.training.replaying import ReplayConfig
+from owner.training.saving import REPORT_FILE, save_specialized
+from owner.training.unfinished import check_space, discard_work, finished_report, open_work
+from owner.trust.opening import open_tokenizer, open_trusted
+from owner.trust.vouching import read_trust
 from shared.bundle import Bundle
 from shared.device import choose_device
 from shared.errors import PlanearlyError
@@ -42,7 +42,7 @@ class SpecializeConfig:
     """What an owner decides about a run; what it needs beyond the bundle."""
 
     select: str = "most-frequent"
-    """One of owner.methods.METHODS; the paper's is the most frequent cluster (§4.3)."""
+    """One of owner.choice.methods.METHODS; the paper's is the most frequent cluster (§4.3)."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     replay_path: Path | None = None

@@ -2,7 +2,7 @@
 
 A bundle carries nothing but such a list; the template (SentencePiece unigram with byte fallback, identity
 normalization, no dummy prefix) is fixed here, so no foreign tokenizer file is ever parsed. Needs only the
-tokenizers library, so that a process made to try a foreign list starts quickly (owner/trying.py).
+tokenizers library, so that a process made to try a foreign list starts quickly (owner/trust/trying.py).
 """
 
 import json

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from owner.opening import open_embedder, open_tokenizer
+from owner.trust.opening import open_embedder, open_tokenizer
 from shared.bundle import MAX_HEADER_BYTES, open_bundle, write_bundle
 from shared.contents import lay_out
 from shared.embedding import WEIGHTS_SHA256

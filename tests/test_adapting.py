@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from owner.adapting import Replay, adapt, check_pack, check_same_tokenizer, check_teacher, finetune_teacher
-from owner.candidates import Start, check_method, choose_starts, expert_start, histogram_start
-from owner.finetuning import FinetuneConfig
-from owner.methods import METHODS
-from owner.replaying import ReplayConfig, replay_weights
-from owner.selecting import Selection
-from owner.windows import Split
+from owner.choice.candidates import Start, check_method, choose_starts, expert_start, histogram_start
+from owner.choice.methods import METHODS
+from owner.choice.selecting import Selection
+from owner.documents.windows import Split
+from owner.training.adapting import (
+    Replay,
+    adapt,
+    check_pack,
+    check_same_tokenizer,
+    check_teacher,
+    finetune_teacher,
+)
+from owner.training.finetuning import FinetuneConfig
+from owner.training.replaying import ReplayConfig, replay_weights
 from shared.batches import all_microbatches
 from shared.errors import BundleError, PlanearlyError
 from shared.losses import evaluate

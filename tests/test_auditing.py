@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from owner.attacks import (
+from owner.audit.attacks import (
     PREFIX_TOKENS,
     TokenFigures,
     auc_interval,
@@ -19,9 +19,9 @@ from owner.attacks import (
     sure_fraction,
     token_figures,
 )
-from owner.auditing import read_report
-from owner.canaries import draw_canaries, plant_canaries
-from owner.summarizing import summarize_audit
+from owner.audit.auditing import read_report
+from owner.audit.summarizing import summarize_audit
+from owner.privacy.canaries import draw_canaries, plant_canaries
 from shared.batches import Sampler, all_microbatches
 from shared.errors import PlanearlyError
 from shared.losses import evaluate

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from owner.coarsening import expected_error, merge_clusters, share_out
-from owner.requesting import describe_errors, noisy_request
+from owner.choice.coarsening import expected_error, merge_clusters, share_out
+from owner.choice.requesting import describe_errors, noisy_request
 from shared.errors import PlanearlyError
 from shared.request import centroids_digest, read_request, write_request
 

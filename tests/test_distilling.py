@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from owner.distilling import distillation_loss
+from owner.training.distilling import distillation_loss
 from shared.batches import IGNORED, collate, pack_rows
 from shared.losses import sum_nats
 from shared.slm import PRESETS, build_slm

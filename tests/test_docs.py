@@ -24,7 +24,7 @@ GROUPS = {"owner": owner, "provider": provider}
 CODE_FOLDERS = "shared|provider|owner|docs|tests|examples|benchmarks"
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"`((?:{CODE_FOLDERS})/[\w./-]+\.(?:py|toml))(?::([\w.-]+))?`")
-NUMBER = re.compile(r"(\d[\d,._]*(?:e-?\d+)?)\s+\(`((?:shared|provider|owner)/\w+\.py):([\w.-]+)`\)")
+NUMBER = re.compile(r"(\d[\d,._]*(?:e-?\d+)?)\s+\(`((?:shared|provider|owner)/[\w/]+\.py):([\w.-]+)`\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOSTS = re.compile(
     r"pypi\.org|pythonhosted\.org|huggingface\.co|\bhf\.co|anaconda\.org|conda\.io|npmjs\.|crates\.io"

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import owner.documents
-from owner.decoding import visible_text
-from owner.documents import Document, Skipped, read_documents
+import owner.documents.reading
+from owner.documents.decoding import visible_text
+from owner.documents.reading import Document, Skipped, read_documents
 from shared.errors import DocumentsError
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ def test_what_may_not_be_read_is_listed_and_the_run_goes_on(tmp_path):
     code = """
 import os, sys
 from pathlib import Path
-from owner.documents import _read  # not resolved: the folders above belong to root alone
+from owner.documents.reading import _read  # not resolved: the folders above belong to root alone
 os.chdir(sys.argv[1]); os.setgid(65534); os.setuid(65534)
 skipped = []
 found = [d.path for d in _read(Path("."), skipped)]
@@ -224,7 +224,7 @@ def test_json_lines_in_utf16_are_skipped(tmp_path):
 
 
 def test_a_line_beyond_the_limit_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner.documents, "LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(owner.documents.reading, "LINE_BYTES", 1 << 20)
     long, fits = {"text": "x" * (3 << 20)}, {"text": "y" * ((1 << 20) - 12)}
     assert len(lines(fits)) == (1 << 20) + 1
     over = lines({"text": "z" * ((1 << 20) - 11)})
@@ -302,24 +302,24 @@ def test_pages_without_text_or_with_a_wrong_encoding_are_skipped(tmp_path):
 
 @given(st.text(alphabet="ab \n\r\u00e9\U0001f40d", max_size=300), st.integers(1, 40))
 def test_the_parts_of_a_long_text_are_the_whole_text(text, part):
-    before = owner.documents.PART_CHARACTERS
-    owner.documents.PART_CHARACTERS = part
+    before = owner.documents.reading.PART_CHARACTERS
+    owner.documents.reading.PART_CHARACTERS = part
     try:
-        parts = list(owner.documents._parts(iter([text[:150], text[150:]])))
+        parts = list(owner.documents.reading._parts(iter([text[:150], text[150:]])))
     finally:
-        owner.documents.PART_CHARACTERS = before
+        owner.documents.reading.PART_CHARACTERS = before
     assert "".join(parts) == text
     assert all(0 < len(p) <= part for p in parts)
 
 
 def test_a_long_text_is_cut_after_paragraphs_and_its_parts_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner.documents, "PART_CHARACTERS", 10)
+    monkeypatch.setattr(owner.documents.reading, "PART_CHARACTERS", 10)
     documents, _ = read_all(tmp_path, {"a.txt": "aaaa\n\nbb b\nbbbb\nc"})
     assert [(d.index, d.text) for d in documents] == [(0, "aaaa\n\n"), (1, "bb b\nbbbb\n"), (2, "c")]
 
 
 def test_a_fault_late_in_a_long_text_is_found_before_any_part_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner.documents, "PART_CHARACTERS", 10)
+    monkeypatch.setattr(owner.documents.reading, "PART_CHARACTERS", 10)
     documents, skipped = read_all(tmp_path, {"a.txt": b"a" * 50 + b"\xff", "b.txt": "x"})
     assert [d.path for d in documents] == ["b.txt"]
     assert "byte 0xff at offset 50" in skipped[0].reason
@@ -360,7 +360,7 @@ def test_names_that_are_no_unicode_or_hold_control_characters_can_be_printed(tmp
 
 
 def test_the_canary_is_in_no_reason_and_no_error(tmp_path):
-    for suffix in owner.documents.SUFFIXES:
+    for suffix in owner.documents.reading.SUFFIXES:
         for kind, content in enumerate(
             (CANARY.encode() + b"\xff", CANARY.encode() + b"\0", f'{{"a": "{CANARY}"}}'.encode() + b"\xff")
         ):
@@ -369,7 +369,7 @@ def test_the_canary_is_in_no_reason_and_no_error(tmp_path):
     with pytest.raises(DocumentsError) as error:
         list(read_documents(tmp_path, skipped := []))
     shown = repr(skipped) + str(error.value) + error.value.hint
-    assert len(skipped) == 3 * len(owner.documents.SUFFIXES)
+    assert len(skipped) == 3 * len(owner.documents.reading.SUFFIXES)
     assert CANARY not in shown
 
 
@@ -396,7 +396,7 @@ def test_two_hundred_megabytes_are_read_in_bounded_memory(tmp_path, kind):
     code = """
 import resource, sys
 from pathlib import Path
-from owner.documents import read_documents
+from owner.documents.reading import read_documents
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 n = n_characters = 0
 for document in read_documents(Path(sys.argv[1]), []):

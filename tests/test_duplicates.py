@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from owner.duplicates import (
+from owner.documents.duplicates import (
     SIMILARITY,
     Duplicates,
     jaccard,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from owner.isolation import AUDIT_HOOK, CLOSED, LANDLOCK, NAMESPACE, PRIVATE, SECCOMP, VARIABLES
+from owner.isolation.walls import AUDIT_HOOK, CLOSED, LANDLOCK, NAMESPACE, PRIVATE, SECCOMP, VARIABLES
 from tests.test_documents import may_become_others
 
 ROOT = Path(__file__).parent.parent
@@ -187,14 +187,16 @@ def probe(listeners, before):
 BY_IP = {"tcp", "udp", "past_python", "child"}
 BY_UNIX = {"unix", "unix_past_python", "abstract", "unix_datagram"}
 BY_FILE = {"new_file", "appended", "truncated", "from_child", "renamed_out", "linked_out", "through_link"}
-ALONE = "from pathlib import Path; from owner import kernel; kernel."
+ALONE = "from pathlib import Path; from owner.isolation import kernel; kernel."
 LANDLOCK_ALONE = (
     f"{ALONE}restrict_writes([(Path(), kernel.LANDLOCK_WRITES), (Path('/dev/null'), kernel.LANDLOCK_FILE)])"
 )
 
 
 def raised(arguments=""):
-    return f"from pathlib import Path; from owner.isolation import raise_walls; raise_walls({arguments})"
+    return (
+        f"from pathlib import Path; from owner.isolation.walls import raise_walls; raise_walls({arguments})"
+    )
 
 
 def needs(code):
@@ -254,7 +256,7 @@ print(Path("out/report.json").read_text())
 def test_the_walls_say_what_holds():
     code = """
 import json, os, resource
-from owner.isolation import raise_walls, verify_walls
+from owner.isolation.walls import raise_walls, verify_walls
 walls = raise_walls("best-effort")
 verify_walls()
 umask = os.umask(0)
@@ -275,7 +277,7 @@ def test_verify_walls_finds_an_open_network():
     """Asked of a process without walls; a machine without any route cannot show it."""
     code = """
 import socket
-from owner.isolation import verify_walls
+from owner.isolation.walls import verify_walls
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
     try:
         out.connect(("192.0.2.1", 9))
@@ -290,14 +292,14 @@ verify_walls()
 
 
 def test_a_crash_leaves_no_core_file(tmp_path):
-    code = "from owner.isolation import raise_walls; raise_walls(); import os; os.abort()"
+    code = "from owner.isolation.walls import raise_walls; raise_walls(); import os; os.abort()"
     assert python(code, cwd=tmp_path).returncode == -6
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_stops_where_the_kernel_refuses_every_layer():
     done = python(
-        f"{KERNEL_REFUSES}\nkernel_refuses()\nfrom owner.isolation import raise_walls\n"
+        f"{KERNEL_REFUSES}\nkernel_refuses()\nfrom owner.isolation.walls import raise_walls\n"
         "from shared.errors import IsolationError\n"
         "try: raise_walls()\nexcept IsolationError as error: print(error, '|', error.hint)"
     )
@@ -312,7 +314,7 @@ def test_it_stops_where_the_kernel_refuses_every_layer():
 def test_strong_needs_every_kernel_layer_and_kernel_one_against_the_network(refused):
     for wall in ("enter_namespace()", "install_filter()", "restrict_writes([])"):
         needs(wall)
-    code = f"{KERNEL_REFUSES}\nkernel_refuses({refused!r})\nfrom owner.isolation import raise_walls\n"
+    code = f"{KERNEL_REFUSES}\nkernel_refuses({refused!r})\nfrom owner.isolation.walls import raise_walls\n"
     done = python(f"{code}raise_walls('strong')")
     assert "this machine cannot give isolation 'strong', missing: " in done.stderr
     assert python(f"{code}assert len(raise_walls('kernel').missing) == 1").returncode == 0
@@ -320,7 +322,7 @@ def test_strong_needs_every_kernel_layer_and_kernel_one_against_the_network(refu
 
 def test_best_effort_goes_on_there_and_still_trips_on_python(listeners):
     before = (
-        f"{KERNEL_REFUSES}\nkernel_refuses()\nfrom owner.isolation import raise_walls\n"
+        f"{KERNEL_REFUSES}\nkernel_refuses()\nfrom owner.isolation.walls import raise_walls\n"
         "walls = raise_walls('best-effort'); assert len(walls.missing) == 3, walls"
     )
     found = probe(listeners, before)
@@ -331,7 +333,7 @@ def test_best_effort_goes_on_there_and_still_trips_on_python(listeners):
 def test_the_tripwire_names_the_call_and_not_the_address():
     code = """
 import socket
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 raise_walls()
 socket.getaddrinfo("canary.example.org", 443)
 """
@@ -343,7 +345,7 @@ socket.getaddrinfo("canary.example.org", 443)
 def test_walls_after_a_thread_has_started_are_refused():
     code = """
 import threading
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 hold = threading.Event()
 threading.Thread(target=hold.wait, daemon=True).start()
 raise_walls()
@@ -358,7 +360,7 @@ def test_a_standard_stream_that_is_a_network_socket_is_refused():
         thread.start()
         with socket.create_connection(server.getsockname()) as connection:
             thread.join()
-            code = "from owner.isolation import raise_walls; raise_walls()"
+            code = "from owner.isolation.walls import raise_walls; raise_walls()"
             done = python(code, stdin=connection)
         accepted[0].close()
     assert "IsolationError: standard stream 0 is a network socket" in done.stderr
@@ -372,7 +374,7 @@ def test_root_still_reads_what_belongs_to_others(tmp_path):
     os.chown(theirs, 12345, 23456)
     code = """
 import os, sys
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 raise_walls()
 print(open(sys.argv[1]).read())
 assert (os.stat(sys.argv[1]).st_uid, os.stat(sys.argv[1]).st_gid) == (12345, 23456)
@@ -387,7 +389,7 @@ def test_an_unprivileged_user_keeps_its_files(tmp_path):
     code = """
 import ctypes, json, os, sys
 from pathlib import Path
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 os.chdir(sys.argv[1])
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # as after exec

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from owner.trust import add_trust_file, update_trust_file
+from owner.trust.pinning import add_trust_file, update_trust_file
 from provider.cli import main
 from provider.signing import KDF_ROUNDS, create_key, create_p256_key, read_p256_key, read_signing_key
 from provider.trusting import read_plan

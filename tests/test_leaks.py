@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from owner.trust import pin_key
+from owner.trust.pinning import pin_key
 from shared.bundle import open_bundle
 from shared.pieces import build_tokenizer, read_pieces
 from shared.signature import read_public_key
@@ -28,7 +28,7 @@ SABOTAGE = f"""
 import sys
 given, sys.argv = sys.argv[:2], ["owner", *sys.argv[2:]]
 import owner.cli as cli
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 def raise_and_lie_in_wait(*arguments):
     walls = raise_walls(*arguments)
     import owner.specializing as story
@@ -153,10 +153,10 @@ def test_an_error_in_the_midst_of_the_text_does_not_quote_it(place):
     code = """
 import sys
 import owner.cli as cli
-from owner.isolation import raise_walls
+from owner.isolation.walls import raise_walls
 def raise_and_break(*arguments):
     walls = raise_walls(*arguments)
-    import owner.windows as windows
+    import owner.documents.windows as windows
     def broken(tokenizer, text):
         raise ValueError("cannot encode " + text)
     windows.encode_document = broken

@@ -2,7 +2,7 @@
 
 import torch
 
-from owner.lora import add_lora, merge_lora
+from owner.training.lora import add_lora, merge_lora
 from shared.batches import Sampler, all_microbatches
 from shared.slm import PRESETS, build_slm
 from shared.training import TrainConfig, train

@@ -13,11 +13,11 @@ import torch
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
-from owner.accounting import PrivacyConfig, PrivacyPlan, noise_multiplier, plan_privacy, spent_epsilon
-from owner.canaries import REPEATS, draw_canaries, plant_canaries
-from owner.lora import add_lora, merge_lora
-from owner.private_noise import NOISE, SAMPLING, Stream, run_secret
-from owner.private_training import (
+from owner.documents.windows import PrivateWindows, Split
+from owner.privacy.accounting import PrivacyConfig, PrivacyPlan, noise_multiplier, plan_privacy, spent_epsilon
+from owner.privacy.canaries import REPEATS, draw_canaries, plant_canaries
+from owner.privacy.private_noise import NOISE, SAMPLING, Stream, run_secret
+from owner.privacy.private_training import (
     DocumentSampler,
     clip_gradients,
     document_gradients,
@@ -26,7 +26,7 @@ from owner.private_training import (
     private_gradient,
     private_settings,
 )
-from owner.windows import PrivateWindows, Split
+from owner.training.lora import add_lora, merge_lora
 from shared.batches import Rows, all_microbatches, collate
 from shared.errors import CheckpointError, PlanearlyError
 from shared.losses import evaluate

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from owner.documents import Document
-from owner.requesting import count_votes, describe_request, noisy_request
-from owner.windows import window_documents
+from owner.choice.requesting import count_votes, describe_request, noisy_request
+from owner.documents.reading import Document
+from owner.documents.windows import window_documents
 from shared.embedding import embed_texts, find_embedder_files, load_embedder
 from shared.errors import PlanearlyError
 from shared.request import HistogramRequest, centroids_digest, read_request, write_request

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from owner.remembering import seen_files
-from owner.trust import (
+from owner.trust.pinning import (
     add_trust_file,
     is_trust_file,
     pin_key,
@@ -14,6 +13,7 @@ from owner.trust import (
     trust_folder,
     update_trust_file,
 )
+from owner.trust.remembering import seen_files
 from shared.errors import TrustError
 from shared.signature import public_key_pem
 from tests.trust_files import ROOTS, SIGNER, STRANGER, fingerprint, roots_field, write

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from owner.remembering import check_not_rolled_back, key_name, remember_version, trust_home
-from owner.trust import pin_key, pinned_keys, remove, trust_folder
+from owner.trust.pinning import pin_key, pinned_keys, remove, trust_folder
+from owner.trust.remembering import check_not_rolled_back, key_name, remember_version, trust_home
 from shared.errors import BundleError, PlanearlyError, SignatureError, TrustError
 from shared.signature import PublicKey, public_key_pem
 

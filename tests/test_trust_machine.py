@@ -25,11 +25,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import owner.remembering
-from owner.opening import open_trusted
-from owner.remembering import seen_files
-from owner.trust import add_trust_file, pin_key, remove, stored_trust_files, trust_folder, update_trust_file
-from owner.vouching import read_trust
+import owner.trust.remembering
+from owner.trust.opening import open_trusted
+from owner.trust.pinning import (
+    add_trust_file,
+    pin_key,
+    remove,
+    stored_trust_files,
+    trust_folder,
+    update_trust_file,
+)
+from owner.trust.remembering import seen_files
+from owner.trust.vouching import read_trust
 from shared.errors import PlanearlyError
 from shared.names import write_time
 from shared.signature import public_key_pem
@@ -110,7 +117,7 @@ class OwnersTrust(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def tell_time(self) -> None:
-        owner.remembering.read_clock = lambda: self.clock
+        owner.trust.remembering.read_clock = lambda: self.clock
 
     def next(self) -> int:
         return (self.highest["version"] if self.highest else 0) + 1
@@ -277,7 +284,7 @@ class OwnersTrust(RuleBasedStateMachine):
 
 def test_no_order_of_events_makes_an_owner_accept_a_rollback(monkeypatch):
     monkeypatch.setenv("PLANEARLY_HOME", "unused")  # both are put back after the machine has set them
-    monkeypatch.setattr(owner.remembering, "read_clock", owner.remembering.read_clock)
+    monkeypatch.setattr(owner.trust.remembering, "read_clock", owner.trust.remembering.read_clock)
     checks = list(HealthCheck)
     run_state_machine_as_test(
         OwnersTrust,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from owner import trying
-from owner.opening import open_tokenizer
-from owner.trying import Limits, run_limited, try_tokenizer
+from owner.trust import trying
+from owner.trust.opening import open_tokenizer
+from owner.trust.trying import Limits, run_limited, try_tokenizer
 from shared.bundle import open_bundle, write_bundle
 from shared.errors import BundleError
 from shared.pieces import MAX_PIECES, write_pieces

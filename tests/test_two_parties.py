@@ -131,9 +131,9 @@ def test_the_report_has_what_was_promised_and_the_model_folder_nothing_private(s
 
 
 def test_before_is_the_loss_of_the_expert_as_published(specialized):
-    from owner.documents import read_documents
-    from owner.finetuning import FinetuneConfig
-    from owner.windows import split_documents, window_documents
+    from owner.documents.reading import read_documents
+    from owner.documents.windows import split_documents, window_documents
+    from owner.training.finetuning import FinetuneConfig
     from shared.batches import all_microbatches
     from shared.bundle import open_bundle
     from shared.losses import evaluate

@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 from click.testing import CliRunner
 
-import owner.remembering
+import owner.trust.remembering
 from owner.cli import main
-from owner.opening import open_trusted
-from owner.remembering import latest_time
-from owner.trust import add_trust_file, pin_key, remove, update_trust_file
-from owner.vouching import OLD_AFTER_DAYS, describe_trust, manifest_digest, read_trust
+from owner.trust.opening import open_trusted
+from owner.trust.pinning import add_trust_file, pin_key, remove, update_trust_file
+from owner.trust.remembering import latest_time
+from owner.trust.vouching import OLD_AFTER_DAYS, describe_trust, manifest_digest, read_trust
 from shared.bundle import open_bundle
 from shared.errors import BundleError, PlanearlyError, SignatureError
 from shared.names import write_time
@@ -40,7 +40,7 @@ def clock(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANEARLY_HOME", str(tmp_path / "home"))
 
     def set_clock(moment):
-        monkeypatch.setattr(owner.remembering, "read_clock", lambda: moment)
+        monkeypatch.setattr(owner.trust.remembering, "read_clock", lambda: moment)
 
     set_clock(NOW)
     return set_clock

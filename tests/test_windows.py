@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from owner.documents import Document
-from owner.finetuning import FinetuneConfig, train_config
-from owner.selecting import Selection, embed_windows, select_expert
-from owner.windows import split_documents, window_documents
+from owner.choice.selecting import Selection, embed_windows, select_expert
+from owner.documents.reading import Document
+from owner.documents.windows import split_documents, window_documents
+from owner.training.finetuning import FinetuneConfig, train_config
 from shared.batches import Sampler
 from shared.errors import DocumentsError
 from shared.tokenizer import encode_document

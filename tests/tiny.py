@@ -7,11 +7,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from owner.finetuning import FinetuneConfig
-from owner.remembering import HOME_VARIABLE
 from owner.specializing import SpecializeConfig
 from owner.specializing import specialize as owner_specialize
-from owner.trust import pin_key
+from owner.training.finetuning import FinetuneConfig
+from owner.trust.pinning import pin_key
+from owner.trust.remembering import HOME_VARIABLE
 from provider.recipe import Recipe, read_recipe
 from provider.releasing import release as provider_release
 from provider.signing import create_key, read_signing_key

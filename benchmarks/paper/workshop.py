@@ -19,13 +19,13 @@ import numpy as np
 from plan import Plan, scaled, variant
 from torch import nn
 
-from owner.adapting import Replay, adapt, finetune_teacher
-from owner.candidates import expert_start, histogram_start
-from owner.documents import read_documents
-from owner.finetuning import FinetuneConfig, finetune, train_config
-from owner.replaying import ReplayConfig
-from owner.selecting import Selection, select_expert
-from owner.windows import Split, window_documents
+from owner.choice.candidates import expert_start, histogram_start
+from owner.choice.selecting import Selection, select_expert
+from owner.documents.reading import read_documents
+from owner.documents.windows import Split, window_documents
+from owner.training.adapting import Replay, adapt, finetune_teacher
+from owner.training.finetuning import FinetuneConfig, finetune, train_config
+from owner.training.replaying import ReplayConfig
 from provider.preparing import cluster_corpus, prepare_corpus, read_clusters
 from provider.pretraining import COST_FILE, load_windows
 from provider.publishing import publish, publish_replay

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from owner.windows import Split
+from owner.documents.windows import Split
 from shared.batches import Windows
 from shared.errors import PlanearlyError
 from shared.slm import EOS_ID

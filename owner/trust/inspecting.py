@@ -4,8 +4,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from owner.opening import open_vouched
-from owner.vouching import describe_voucher, manifest_digest, read_trust
+from owner.trust.opening import open_vouched
+from owner.trust.vouching import describe_voucher, manifest_digest, read_trust
 from shared.detached import read_p256_public_key, verify_detached
 from shared.training import Say
 

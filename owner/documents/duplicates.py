@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from owner.documents import Document, read_documents
-from owner.walking import Skipped
-from owner.windows import PrivateWindows, window_documents
+from owner.documents.reading import Document, read_documents
+from owner.documents.walking import Skipped
+from owner.documents.windows import PrivateWindows, window_documents
 
 SHINGLE_TOKENS = 5
 """Lee et al. 2022 and its followers."""
@@ -52,7 +52,7 @@ def read_distinct(
 ) -> tuple[PrivateWindows, Duplicates]:
     """Read, tokenize and cut the private documents, each text once, in the order of reading.
 
-    Raises DocumentsError as `owner.documents.read_documents`.
+    Raises DocumentsError as `owner.documents.reading.read_documents`.
     """
     repeats: list[str] = []
     documents = _once(read_documents(data, skipped), repeats)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from owner.kernel import (
+from owner.isolation.kernel import (
     AF_UNIX,
     LANDLOCK_FILE,
     LANDLOCK_FOLDERS,

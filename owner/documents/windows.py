@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from owner.documents import Document
+from owner.documents.reading import Document
 from shared.batches import Windows
 from shared.errors import DocumentsError
 from shared.tokenizer import cut_windows, encode_document

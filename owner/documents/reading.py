@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, cast
 
-from owner.decoding import (
+from owner.documents.decoding import (
     TO_UTF8,
     Unreadable,
     decode_blocks,
@@ -25,7 +25,7 @@ from owner.decoding import (
     text_encoding,
     visible_text,
 )
-from owner.walking import (
+from owner.documents.walking import (
     SUFFIXES,
     PrivateFile,
     Skipped,

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from owner.coarsening import expected_error, merge_clusters, share_out
-from owner.duplicates import read_distinct
-from owner.opening import open_embedder, open_tokenizer, open_trusted
-from owner.vouching import read_trust
-from owner.walking import Skipped
-from owner.windows import PrivateWindows
+from owner.choice.coarsening import expected_error, merge_clusters, share_out
+from owner.documents.duplicates import read_distinct
+from owner.documents.walking import Skipped
+from owner.documents.windows import PrivateWindows
+from owner.trust.opening import open_embedder, open_tokenizer, open_trusted
+from owner.trust.vouching import read_trust
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import Embedder, embed_texts

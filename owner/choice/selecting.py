@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from owner.opening import open_embedder
-from owner.requesting import count_votes, noisy_counts
-from owner.windows import PrivateWindows, Split
+from owner.choice.requesting import count_votes, noisy_counts
+from owner.documents.windows import PrivateWindows, Split
+from owner.trust.opening import open_embedder
 from shared.batches import Windows
 from shared.bundle import Bundle
 from shared.clusters import assign_clusters, cluster_histogram, most_frequent

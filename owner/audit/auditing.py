@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from owner.attacks import (
+from owner.audit.attacks import (
     CANDIDATES,
     PREFIX_TOKENS,
     TokenFigures,
@@ -30,13 +30,13 @@ from owner.attacks import (
     sure_fraction,
     token_figures,
 )
-from owner.canaries import read_canaries
-from owner.candidates import Start
-from owner.duplicates import read_distinct
-from owner.opening import open_trusted
-from owner.saving import CANARIES_FILE, MODEL_FOLDER, REPORT_FILE
-from owner.vouching import read_trust
-from owner.windows import Split, split_documents
+from owner.choice.candidates import Start
+from owner.documents.duplicates import read_distinct
+from owner.documents.windows import Split, split_documents
+from owner.privacy.canaries import read_canaries
+from owner.training.saving import CANARIES_FILE, MODEL_FOLDER, REPORT_FILE
+from owner.trust.opening import open_trusted
+from owner.trust.vouching import read_trust
 from shared.batches import Windows
 from shared.bundle import Bundle
 from shared.device import make_deterministic

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from owner.remembering import trust_home
+from owner.trust.remembering import trust_home
 from shared.errors import PlanearlyError
 
 

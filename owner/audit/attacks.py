@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from owner.canaries import SECRET_TOKENS, Canary, draw_canaries
+from owner.privacy.canaries import SECRET_TOKENS, Canary, draw_canaries
 from shared.batches import Rows, Windows, collate
 from shared.bundle import Bundle
 from shared.losses import logits_of

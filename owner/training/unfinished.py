@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from owner.saving import REPORT_FILE
+from owner.training.saving import REPORT_FILE
 from shared.errors import PlanearlyError
 from shared.files import remove, write_json
 from shared.slm import SlmConfig, build_slm, count_parameters

@@ -16,16 +16,16 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from owner.accounting import PrivacyPlan
-from owner.candidates import SLM, Start, check_method, choose_starts
-from owner.distilling import distillation_loss
-from owner.finetuning import FinetuneConfig, finetune, train_config
-from owner.learning import learn_point
-from owner.lora import add_lora, merge_lora
-from owner.private_training import finetune_privately, private_settings
-from owner.replaying import ReplayConfig, continue_pretraining, replay_weights
-from owner.selecting import Selection
-from owner.windows import Split
+from owner.choice.candidates import SLM, Start, check_method, choose_starts
+from owner.choice.learning import learn_point
+from owner.choice.selecting import Selection
+from owner.documents.windows import Split
+from owner.privacy.accounting import PrivacyPlan
+from owner.privacy.private_training import finetune_privately, private_settings
+from owner.training.distilling import distillation_loss
+from owner.training.finetuning import FinetuneConfig, finetune, train_config
+from owner.training.lora import add_lora, merge_lora
+from owner.training.replaying import ReplayConfig, continue_pretraining, replay_weights
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.bundle import Bundle
 from shared.device import make_deterministic
@@ -115,7 +115,7 @@ def adapt(
 ) -> Adapted:
     """Fine-tune what `method` chooses and return the best by held-out loss; resumes what `work` holds.
 
-    `method` is one of owner.methods.METHODS. With a replay, each start first continues pretraining on
+    `method` is one of owner.choice.methods.METHODS. With a replay, each start first continues pretraining on
     the resampled pack. With a teacher, fine-tuned already, its distributions join the loss. With
     `compare`, the bundle's plain model is fine-tuned on the same windows too, as it is, and reported. With
     a plan for differential privacy, each start is fine-tuned without it too, and that one reported only.

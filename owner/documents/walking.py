@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from owner.decoding import Unreadable
+from owner.documents.decoding import Unreadable
 from shared.errors import DocumentsError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".html", ".htm", ".txt.gz", ".md.gz", ".jsonl.gz")

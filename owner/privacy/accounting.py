@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from owner.private_noise import SOURCE
-from owner.windows import Split
+from owner.documents.windows import Split
+from owner.privacy.private_noise import SOURCE
 from shared.errors import PlanearlyError
 
 ACCOUNTANT = "prv"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from owner.remembering import STATE_FILE, key_name, latest_time, trust_home
-from owner.trust import pinned_keys, stored_trust_files
+from owner.trust.pinning import pinned_keys, stored_trust_files
+from owner.trust.remembering import STATE_FILE, key_name, latest_time, trust_home
 from shared.errors import BundleError, PlanearlyError, SignatureError, UnknownKeyError
 from shared.names import write_time
 from shared.signature import PublicKey

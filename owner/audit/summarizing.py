@@ -5,7 +5,7 @@ from typing import Any
 
 
 def summarize_audit(found: dict[str, Any]) -> list[str]:
-    """Return a line for each attack of `owner.auditing.audit`, its figure beside what it is compared with."""
+    """Return a line for each attack of `owner.audit.auditing.audit`, with what its figure compares to."""
     lines = [
         _membership(found["membership"]),
         _verbatim(found["verbatim"]),

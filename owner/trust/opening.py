@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from owner.remembering import check_not_rolled_back, remember_version
-from owner.trying import try_tokenizer
-from owner.vouching import (
+from owner.trust.remembering import check_not_rolled_back, remember_version
+from owner.trust.trying import try_tokenizer
+from owner.trust.vouching import (
     Trust,
     check_vouched,
     describe_voucher,

@@ -2,13 +2,13 @@
 
 Nothing is trusted on first use: a key comes over a channel that the owner trusts, and so does the
 fingerprint of a trust file's roots; from then on each version is accepted only from the roots of the one
-before. Whether all this covers a bundle is for owner/vouching.py.
+before. Whether all this covers a bundle is for owner/trust/vouching.py.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from owner.remembering import (
+from owner.trust.remembering import (
     STATE_FILE,
     SeenFile,
     locked,

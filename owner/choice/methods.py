@@ -1,4 +1,4 @@
-"""The names of the ways to choose where fine-tuning starts; owner/candidates.py has what they do."""
+"""The names of the ways to choose where fine-tuning starts; owner/choice/candidates.py has what they do."""
 
 METHODS = {
     "most-frequent": "the expert of the cluster with most of your windows (the paper's default)",

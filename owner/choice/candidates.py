@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from owner.selecting import Selection
+from owner.choice.selecting import Selection
 from shared.bundle import Bundle
 from shared.errors import PlanearlyError
 from shared.materializing import comparison_slm, materialize, mix_experts
 
 NEED_POINTS = ("histogram", "learned")
-"""Methods (owner/methods.py) that start between experts, which only kind pn has."""
+"""Methods (owner/choice/methods.py) that start between experts, which only kind pn has."""
 SLM = "slm"
 
 

@@ -1,7 +1,7 @@
 """Fine-tune one dense model on the private windows (paper §4, App. C), with early stopping.
 
-What is minimized may be a mixture with a teacher's distributions (owner/distilling.py), what is trained
-low-rank matrices (owner/lora.py); the loop and the held-out loss are the same.
+What is minimized may be a mixture with a teacher's distributions (owner/training/distilling.py), what is
+trained low-rank matrices (owner/training/lora.py); the loop and the held-out loss are the same.
 """
 
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.modeling_utils import PreTrainedModel
 
-from owner.windows import Split
+from owner.documents.windows import Split
 from shared.batches import Sampler, all_microbatches, pack_rows
 from shared.errors import PlanearlyError
 from shared.losses import LossFunction, sum_nats

@@ -48,7 +48,7 @@ content = sys.stdin.buffer.read()
 """What every child begins with: the parent's import path, then the limits, then the bytes."""
 
 BUILD = """
-from owner.trying import build
+from owner.trust.trying import build
 sys.exit(build(content, argument))
 """
 

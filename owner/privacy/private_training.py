@@ -4,7 +4,7 @@ Every step draws each training document with the same small probability (Poisson
 document one window. So a document is one example, its gradient is clipped as a whole, and Gaussian
 noise of that size hides whether it was there. Steps, rates and probabilities are fixed beforehand; held-out
 text decides nothing but whether the start is kept. Products are float32: the clipping bound is not blurred.
-What is random comes from owner/private_noise.py, the size of the noise from owner/accounting.py.
+What is random comes from owner/privacy/private_noise.py, the noise's size from owner/privacy/accounting.py.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from owner.accounting import PrivacyPlan
-from owner.private_noise import NOISE, SAMPLING, Stream, run_secret
-from owner.windows import PrivateWindows, Split
+from owner.documents.windows import PrivateWindows, Split
+from owner.privacy.accounting import PrivacyPlan
+from owner.privacy.private_noise import NOISE, SAMPLING, Stream, run_secret
 from shared.batches import IGNORED, Microbatch, Rows, all_microbatches, collate
 from shared.training import Say, TrainConfig, TrainResult, train
 

@@ -1,0 +1,1 @@
+"""Attacks on the result, before anyone else can try."""

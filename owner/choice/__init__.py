@@ -1,0 +1,1 @@
+"""Which expert, or which point between some, fits the private text."""

@@ -1,0 +1,1 @@
+"""Private files to distinct windows of tokens."""

@@ -1,0 +1,1 @@
+"""Differential privacy: planning, noise, training; planted canaries."""

@@ -1,0 +1,1 @@
+"""Whose bundles may be opened, and opening one."""
