@@ -217,22 +217,22 @@ def test_a_clock_set_back_changes_nothing(job, tmp_path, monkeypatch):
     _, resumed = test_training.run(tmp_path, config, said=said)
     assert said[0] == "resumed at step 5/6"
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    sources = [path for party in ("shared", "provider", "owner") for path in (ROOT / party).glob("*.py")]
+    sources = [path for party in ("shared", "provider", "owner") for path in (ROOT / party).rglob("*.py")]
     asking = [p.name for p in sources if "time.time(" in p.read_text() or "datetime.now" in p.read_text()]
     assert asking == ["remembering.py"]  # an expiry date, judged by the latest time ever seen
 
 
 LITTLE_MEMORY = """
 import resource, sys
-import owner.cli
-more, raised = int(sys.argv.pop()), owner.cli.raise_walls
+import owner.cli.shell
+more, raised = int(sys.argv.pop()), owner.cli.shell.raise_walls
 def raise_walls(*arguments):
     found = raised(*arguments)
     import owner.specializing
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
     return found
-owner.cli.raise_walls = raise_walls
+owner.cli.shell.raise_walls = raise_walls
 owner.cli.main()
 """
 """The command, with so many bytes of memory to go once its libraries are loaded."""

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel wall
 SABOTAGE = f"""
 import sys
 given, sys.argv = sys.argv[:2], ["owner", *sys.argv[2:]]
-import owner.cli as cli
+import owner.cli.shell as shell
+from owner.cli import main
 from owner.isolation.walls import raise_walls
 def raise_and_lie_in_wait(*arguments):
     walls = raise_walls(*arguments)
@@ -42,8 +43,8 @@ def raise_and_lie_in_wait(*arguments):
         return adapt(*arguments, **options)
     story.adapt = leak_first
     return walls
-cli.raise_walls = raise_and_lie_in_wait
-cli.main()
+shell.raise_walls = raise_and_lie_in_wait
+main()
 """
 
 
@@ -152,7 +153,8 @@ def test_an_error_in_the_midst_of_the_text_does_not_quote_it(place):
     # A library's own exception, raised while it holds the text, with the text in its message.
     code = """
 import sys
-import owner.cli as cli
+import owner.cli.shell as shell
+from owner.cli import main
 from owner.isolation.walls import raise_walls
 def raise_and_break(*arguments):
     walls = raise_walls(*arguments)
@@ -161,8 +163,8 @@ def raise_and_break(*arguments):
         raise ValueError("cannot encode " + text)
     windows.encode_document = broken
     return walls
-cli.raise_walls = raise_and_break
-cli.main()
+shell.raise_walls = raise_and_break
+main()
 """
     run = start(place, code)
     out, err = run.communicate(timeout=120)

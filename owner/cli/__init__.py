@@ -1,0 +1,17 @@
+"""The `owner` command: parses, raises the walls, prints, exits 0 done, 1 refused or failed, 2 usage."""
+
+import click
+
+from owner.cli.privacy import audit, histogram
+from owner.cli.specializing import specialize
+from owner.cli.trusting import inspect, trust
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(package_name="planearly")
+def main() -> None:
+    """Specialize a signed bundle on private documents. Nothing is sent anywhere."""
+
+
+for command in (trust, inspect, specialize, audit, histogram):
+    main.add_command(command)
