@@ -68,6 +68,7 @@ def publish(
     tensors |= carried
     manifest["training"] |= {
         "learning_rate": recipe.pretraining.learning_rate,
+        "optimizer": recipe.pretraining.optimizer,
         "rows_per_step": recipe.pretraining.rows_per_step,
         "comparison": comparisons,
         **main.record,

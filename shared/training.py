@@ -1,8 +1,8 @@
 """The one training loop of both parties: pretraining a system, fine-tuning an expert.
 
 A step's loss is a sum of nats over all its tokens divided by their number, whatever the microbatches.
-State is parameters, Adam's moments, a seed and a step; the sampler is a pure function of the last two,
-so a run killed at any moment goes on from its last checkpoint and, on CPU, ends with the same bits.
+State is parameters, the optimizer's moments, a seed and a step; the sampler is a pure function of the last
+two, so a run killed at any moment goes on from its last checkpoint and, on CPU, ends with the same bits.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
 from shared.files import make_folder, remove_stale
 from shared.losses import LossFunction, Network, sum_nats
+from shared.optimizers import Optimizer, check_optimizer
 from shared.ranks import ONE_PROCESS, Ranks
 
 Say = Callable[[str], None]
@@ -54,6 +55,9 @@ class TrainConfig:
     """Rows of one cluster, or one point between some, that go through the model together; sets memory."""
     learning_rate: float = 1e-4
     """Peak, per optimizer step; Table 6."""
+    optimizer: str = "adam"
+    """"adam" as in Table 6, or "muon" (shared/optimizers.py). Recorded in the bundle, so that the owner
+    fine-tunes with what pretrained: a change of family costs quality (arXiv 2605.10468)."""
     final_lr_fraction: float = 1.0
     """Share of the peak reached at the last step, by a cosine; 1: constant, as in Table 6."""
     warmup_steps: int = 1000
@@ -85,6 +89,7 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise PlanearlyError(f"{name} is {getattr(self, name)}, expected more than 0")
+        check_optimizer(self.optimizer)
         if not 0 <= self.final_lr_fraction <= 1:
             raise PlanearlyError(f"final_lr_fraction is {self.final_lr_fraction}, expected 0 to 1")
 
@@ -174,9 +179,7 @@ class _Run:
     ) -> None:
         self.parameters, self.run, self.ranks = parameters, run, ranks
         self.keeps_best, self.diverged_nats = config.patience_evals > 0, config.diverged_nats
-        self.optimizer = torch.optim.Adam(
-            parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
-        )
+        self.optimizer = Optimizer(config.optimizer, parameters)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.best_step, self.best_loss = 0, math.inf
@@ -211,11 +214,7 @@ class _Run:
     def save(self, folder: Path) -> None:
         tensors = {name: p.detach() for name, p in self.parameters.items()}
         tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
-        for name, parameter in self.parameters.items():
-            state = self.optimizer.state.get(parameter)
-            if state:
-                tensors[f"adam_mean.{name}"] = state["exp_avg"]
-                tensors[f"adam_square.{name}"] = state["exp_avg_sq"]
+        tensors |= self.optimizer.tensors()
         record = {
             "run": self.run,
             "step": self.step,
@@ -242,15 +241,9 @@ class _Run:
         self.seconds = record["seconds"]
         self.best_step, self.history = record["best_step"], record["history"]
         self.best_loss = math.inf if record["best_loss"] is None else record["best_loss"]
-        for name, parameter in self.parameters.items():
-            if self.keeps_best:
-                self.best_values[name] = checkpoint.tensors[f"best.{name}"]
-            if f"adam_mean.{name}" in checkpoint.tensors:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step), device=parameter.device),
-                    "exp_avg": checkpoint.tensors[f"adam_mean.{name}"].to(parameter.device),
-                    "exp_avg_sq": checkpoint.tensors[f"adam_square.{name}"].to(parameter.device),
-                }
+        if self.keeps_best:
+            self.best_values = {name: checkpoint.tensors[f"best.{name}"] for name in self.parameters}
+        self.optimizer.load(checkpoint.tensors, self.step)
         return True
 
 
@@ -304,9 +297,7 @@ def train(
         go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
         while go_on and state.step < config.steps:
             batches = sampler.step(state.step)
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(config, state.step)
-            state.optimizer.zero_grad(set_to_none=True)
+            state.optimizer.zero_grad()
             if gradient_of is None:
                 loss = ranks.add_up(parameters, train_step(model, network, batches, loss_of, ranks))
             else:
@@ -319,7 +310,7 @@ def train(
             if ranks.agree(now_s - saved_s >= config.checkpoint_every_s) and state.step != saved_step:
                 state.save(folder)
                 saved_step, saved_s = state.step, time.monotonic()
-            state.optimizer.step()
+            state.optimizer.step(learning_rate(config, state.step))
             state.step += 1
             state.tokens += sum(batch.n_tokens for batch in batches)
             if state.step % config.eval_every_steps == 0 or state.step == config.steps:
