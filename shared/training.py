@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 
 from shared.batches import Microbatch
+from shared.compiling import compile_layers
 from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
 from shared.files import make_folder, remove_stale
@@ -76,6 +78,9 @@ class TrainConfig:
     Ours."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints; does not change the result."""
+    compile: bool = False
+    """Whether the layers go through torch.compile, which wants a C++ compiler and a minute or more. Other
+    kernels round otherwise, so that it belongs to the result."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "rows_per_step", "rows_per_microbatch", "eval_every_steps"):
@@ -277,6 +282,8 @@ def train(
         make_folder(folder)
         remove_stale(folder)
     keep_freed_memory()
+    if config.compile:
+        compile_layers(cast(PreTrainedModel, model), say)
     parameters = trained_parameters(model, network)
     state = _Run(parameters, config, run, ranks)
     saved_step = -1
