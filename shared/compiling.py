@@ -28,9 +28,7 @@ def compile_layers(model: PreTrainedModel, say: Callable[[str], None]) -> bool:
     except RuntimeError as error:  # what dynamo, inductor and the compilers under them raise
         decoder._compiled_call_impl = None
         torch._dynamo.reset()
-        say(
-            f"torch.compile failed ({type(error).__name__}); going on without, with the same result but slower"
-        )
+        say(f"torch.compile failed ({type(error).__name__}); going on without")
         return False
     finally:
         model.zero_grad()
