@@ -4,6 +4,7 @@ Nothing here opens a file or checks a signature (shared/bundle.py does), nor kno
 must be (shared/contents.py does).
 """
 
+import hashlib
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,11 @@ class Manifest:
     """Foremost words of each cluster, best first; empty if the provider recorded none."""
     tensors: dict[str, TensorEntry]
     raw: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the signed text, by which a trust file revokes a bundle."""
+        return hashlib.sha256(canonical_json(self.raw)).hexdigest()
 
     def label(self, cluster: int) -> str:
         """Return a short human name of a cluster: its first terms, or its number where it has none."""

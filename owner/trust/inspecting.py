@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from owner.trust.opening import open_vouched
-from owner.trust.vouching import describe_voucher, manifest_digest, read_trust
+from owner.trust.vouching import describe_voucher, read_trust
 from shared.bundle import Bundle
+from shared.card import make_card
 from shared.contents import COUNTS
 from shared.detached import read_p256_public_key, verify_detached
 from shared.training import Say
@@ -24,7 +25,7 @@ def inspect_bundle(
     detached: Path | None = None,
     detached_key: Path | None = None,
 ) -> dict[str, Any]:
-    """Verify a bundle with all that this owner trusts; return its signed manifest, key id and size in bytes.
+    """Verify a bundle with all that this owner trusts; return its manifest, model card, key id and size.
 
     With a detached signature and its key, that is verified too. Raises SignatureError, BundleError.
     """
@@ -39,9 +40,10 @@ def inspect_bundle(
             "key_id": bundle.key_id,
             "verified": True,
             "detached_verified": detached is not None,
-            "manifest_sha256": manifest_digest(bundle),
+            "manifest_sha256": bundle.manifest.sha256,
             "trust": voucher,
             "largest_clusters": _largest_clusters(bundle),
+            "card": make_card(bundle),
             "manifest": bundle.manifest.raw,
         }
 

@@ -4,6 +4,7 @@ import click
 
 from provider.cli.keys import keygen, sign
 from provider.cli.releasing import release
+from provider.cli.showing import atlas, card, diff
 from provider.cli.trusting import trust
 
 
@@ -13,5 +14,5 @@ def main() -> None:
     """Cluster a generic corpus, pretrain on it, publish signed bundles."""
 
 
-for command in (keygen, release, sign, trust):
+for command in (keygen, release, card, atlas, diff, sign, trust):
     main.add_command(command)
