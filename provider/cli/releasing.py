@@ -1,5 +1,6 @@
 """`provider release`: the whole pipeline of a recipe, or what it would do."""
 
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import click
@@ -61,6 +62,11 @@ from provider.cli.shell import errors_printed, passphrase_option, say, signing_k
 @click.option(
     "--sbatch", multiple=True, metavar="NAME=VALUE", help="For slurm, an option of sbatch: partition=cpu"
 )
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path),
+    help="Folder for TensorBoard's events of all trainings in the work folder, as they go on.",
+)
 def release(
     recipe: Path,
     corpus: str,
@@ -75,6 +81,7 @@ def release(
     executor: str,
     workers: int | None,
     sbatch: tuple[str, ...],
+    tensorboard: Path | None,
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle.
 
@@ -84,7 +91,7 @@ def release(
         from provider.parallel import joined
         from provider.recipe import read_recipe
 
-        with joined(device) as ranks:
+        with joined(device) as ranks, ExitStack() as stack:
             parsed = read_recipe(recipe)
             from provider.executors import Executor
             from provider.releasing import follow
@@ -94,7 +101,22 @@ def release(
                 return follow(parsed, device, ranks)
             key = signing_key(key_file, passphrase_file)  # before hours of work
             where = Executor(executor, workers, sbatch)
+            if tensorboard is not None:
+                stack.enter_context(events_of(work, tensorboard))
             found = run(
                 parsed, corpus, out, work, key, say, device, embedder, histogram, expert, where, ranks
             )
         click.echo(found)
+
+
+def events_of(work: Path, folder: Path) -> AbstractContextManager[None]:
+    """Return the block in which TensorBoard's events are written. Raises PlanearlyError without the extra."""
+    from shared.errors import PlanearlyError
+
+    try:
+        from provider.events import events_written
+    except ImportError:
+        raise PlanearlyError(
+            "--tensorboard needs the package tensorboard", hint="pip install 'planearly[tensorboard]'"
+        ) from None
+    return events_written(work, folder)
