@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from provider.executors import IN_PROCESS, Executor, run_tasks
 from provider.recipe import Recipe
+from provider.tracking import METRICS_FILE, StepFile
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.device import choose_device, make_deterministic
@@ -273,7 +274,10 @@ def _pretrain_one(
     def heldout() -> Iterable[Microbatch]:
         return all_microbatches(heldout_windows, context, config.rows_per_microbatch)
 
-    result = train(model, trained_network, sampler, heldout, config, folder, say, inputs=system, ranks=ranks)
+    record = StepFile(folder / METRICS_FILE) if ranks.is_first else None
+    result = train(
+        model, trained_network, sampler, heldout, config, folder, say, system, ranks=ranks, record=record
+    )
     dtype = DTYPES[recipe.weights]
     _round(model, network, dtype)
     loss = ranks.evaluate(model, trained_network, heldout())

@@ -4,6 +4,8 @@ Nothing here opens a file or checks a signature (shared/bundle.py does), nor kno
 must be (shared/contents.py does).
 """
 
+import hashlib
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from shared.strict_json import (
     Malformed,
     canonical_json,
     check_integer,
+    check_list,
     check_match,
     check_object,
     check_text,
@@ -84,6 +87,12 @@ MAX_CAPACITY = 65_536
 MAX_EXPERT_SIZE = 65_536
 MAX_LEARNING_RATE = 1.0
 MAX_TEXT_CHARACTERS = 100_000
+MAX_TERMS, MAX_TERM_CHARACTERS = 10, 40
+"""Of each cluster, in `training.cluster_terms`."""
+LABEL_TERMS = 3
+"""Terms that make a cluster's label. Ours."""
+HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+"""Unicode's general categories of characters that do not show, or turn what shows around them."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +145,20 @@ class Manifest:
     """0 unless kind is replay."""
     replay_windows: int
     """0 unless kind is replay."""
+    cluster_terms: tuple[tuple[str, ...], ...]
+    """Foremost words of each cluster, best first; empty if the provider recorded none."""
     tensors: dict[str, TensorEntry]
     raw: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the signed text, by which a trust file revokes a bundle."""
+        return hashlib.sha256(canonical_json(self.raw)).hexdigest()
+
+    def label(self, cluster: int) -> str:
+        """Return a short human name of a cluster: its first terms, or its number where it has none."""
+        terms = self.cluster_terms[cluster] if self.cluster_terms else ()
+        return ", ".join(terms[:LABEL_TERMS]) or f"cluster {cluster}"
 
 
 def parse_manifest(payload: bytes) -> Manifest:
@@ -207,6 +228,7 @@ def parse_manifest(payload: bytes) -> Manifest:
         optimizer=raw["training"].get("optimizer", OPTIMIZERS[0]),
         replay_tokens=replay["tokens"],
         replay_windows=replay["windows"],
+        cluster_terms=_terms(raw["training"], n_clusters),
         tensors=_tensors(raw["tensors"]),
         raw=raw,
     )
@@ -274,6 +296,19 @@ def _training_of_a_model(value: dict[str, Any], n_clusters: int) -> None:
     for loss in losses:
         if loss is not None:
             _loss(loss, "training.heldout_loss_per_cluster")
+
+
+def _terms(training: dict[str, Any], n_clusters: int) -> tuple[tuple[str, ...], ...]:
+    """Return the terms of each cluster; nothing where the optional field is absent."""
+    if "cluster_terms" not in training:
+        return ()
+    value, where = training["cluster_terms"], "training.cluster_terms"
+    for terms in check_list(value, where, n_clusters, n_clusters):
+        for term in check_list(terms, where, 0, MAX_TERMS):
+            check_text(term, where, MAX_TERM_CHARACTERS)
+            if any(unicodedata.category(character) in HIDDEN for character in term):
+                raise Malformed(f"{where} has {quote(term)}, expected characters that show")
+    return tuple(map(tuple, value))
 
 
 def _loss(value: Any, where: str) -> None:

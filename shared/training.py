@@ -111,6 +111,26 @@ class HeldoutEntry(TypedDict):
     heldout_loss: float
 
 
+class StepEntry(TypedDict):
+    """One optimizer step as it went; of step 0, before the first, only the held-out loss is known."""
+
+    step: int
+    train_loss: float | None
+    """Nats/token of this step's batch, before the step."""
+    heldout_loss: float | None
+    """Nats/token after the step, where it was taken."""
+    learning_rate: float | None
+    gradient_norm: float | None
+    """Before clipping."""
+    tokens: int
+    """Trained on so far."""
+    tokens_per_s: float | None
+    """Of this step alone, its held-out loss not counted."""
+
+
+Record = Callable[[StepEntry], None]
+
+
 @dataclass
 class TrainResult:
     """How a run ended; the model holds the weights of `step`."""
@@ -264,6 +284,7 @@ def train(
     loss_of: LossFunction = sum_nats,
     gradient_of: GradientFunction | None = None,
     ranks: Ranks = ONE_PROCESS,
+    record: Record | None = None,
 ) -> TrainResult:
     """Train until `config.steps` or until the held-out loss stops falling; resume what `folder` holds.
 
@@ -271,7 +292,8 @@ def train(
     nats. `inputs` is a digest of everything else that decides the result (data, starting weights, loss): a
     checkpoint of other inputs is refused. The held-out loss is also taken before the first step. With a
     patience, the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
-    Several `ranks` all call it, each with the same; `gradient_of` is for one process.
+    Several `ranks` all call it, each with the same; `gradient_of` is for one process. `record` is told each
+    step once it is taken; after a resume, steps since the checkpoint again.
     Weights are saved once they have given a finite loss and gradient, so a run that diverges leaves its last
     good checkpoint.
     Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError.
@@ -300,9 +322,28 @@ def train(
         state.take_heldout(loss, ranks.evaluate(model, network, heldout()).mean)
         return state.goes_on(config.patience_evals)
 
+    def tell(rate: float | None, norm: float | None, tokens_per_s: float | None) -> None:
+        if record is not None:
+            last = state.history[-1]
+            heldout_loss = last["heldout_loss"] if last["step"] == state.step else None
+            record(
+                {
+                    "step": state.step,
+                    "train_loss": loss,
+                    "heldout_loss": heldout_loss,
+                    "learning_rate": rate,
+                    "gradient_norm": norm,
+                    "tokens": state.tokens,
+                    "tokens_per_s": tokens_per_s,
+                }
+            )
+
     try:
         go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
+        if state.step == 0:
+            tell(None, None, None)
         while go_on and state.step < config.steps:
+            begun_s = time.monotonic()
             batches = sampler.step(state.step)
             state.optimizer.zero_grad()
             if gradient_of is None:
@@ -319,9 +360,12 @@ def train(
                 saved_step, saved_s = state.step, time.monotonic()
             state.optimizer.step(learning_rate(config, state.step))
             state.step += 1
-            state.tokens += sum(batch.n_tokens for batch in batches)
+            n_tokens = sum(batch.n_tokens for batch in batches)
+            state.tokens += n_tokens
+            step_s = max(1e-9, time.monotonic() - begun_s)
             if state.step % config.eval_every_steps == 0 or state.step == config.steps:
                 go_on = take_heldout()
+            tell(learning_rate(config, state.step - 1), gradient_norm, n_tokens / step_s)
             now_s = time.monotonic()
             if now_s - said_s >= SAY_EVERY_S or state.step == config.steps or not go_on:
                 rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)

@@ -97,7 +97,7 @@ import sys; sys.path.insert(0, {root!r})
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 import shared.device; shared.device.has_bf16 = lambda device: False
-from provider.cli import errors_printed
+from provider.cli.shell import errors_printed
 from provider.parallel import joined
 from shared.errors import DocumentsError
 {call}
