@@ -1,37 +1,27 @@
 """The `provider` command: parses, prints, exits 0 done, 1 refused or failed, 2 wrong usage."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from shared.errors import EXPECTED_ERRORS, SignatureError, error_lines
+from shared import terminal
+from shared.errors import SignatureError
 
 if TYPE_CHECKING:
     from provider.signing import SigningKey
     from shared.trust_file import TrustFile
 
 
-def say(line: str) -> None:
-    """Print one progress line to stderr."""
-    click.echo(f"provider: {line}", err=True)
+PARTY = "provider"
+say = terminal.speaker(PARTY)
 
 
-@contextmanager
-def errors_printed() -> Iterator[None]:
-    """Print an expected error as `shared.errors.error_lines` words it and exit with 1."""
-    try:
-        yield
-    except EXPECTED_ERRORS as error:
-        lines = error_lines(error)
-        if not lines:
-            raise
-        for line in lines:
-            say(line)
-        sys.exit(1)
+def errors_printed() -> AbstractContextManager[None]:
+    """Print an expected error and exit; see `shared.terminal.errors_printed`."""
+    return terminal.errors_printed(PARTY)
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -159,6 +149,7 @@ def keygen(
 @click.option(
     "--sbatch", multiple=True, metavar="NAME=VALUE", help="For slurm, an option of sbatch: partition=cpu"
 )
+@click.option("--quiet", is_flag=True, help="Print errors and the result only.")
 def release(
     recipe: Path,
     corpus: str,
@@ -173,6 +164,7 @@ def release(
     executor: str,
     workers: int | None,
     sbatch: tuple[str, ...],
+    quiet: bool,
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle.
 
@@ -192,9 +184,10 @@ def release(
                 return follow(parsed, device, ranks)
             key = _signing_key(key_file, passphrase_file)  # before hours of work
             where = Executor(executor, workers, sbatch)
-            found = run(
-                parsed, corpus, out, work, key, say, device, embedder, histogram, expert, where, ranks
-            )
+            with terminal.watched(PARTY, quiet) as tell:
+                found = run(
+                    parsed, corpus, out, work, key, tell, device, embedder, histogram, expert, where, ranks
+                )
         click.echo(found)
 
 

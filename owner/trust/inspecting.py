@@ -7,7 +7,7 @@ from typing import Any
 from owner.trust.opening import open_vouched
 from owner.trust.vouching import describe_voucher, manifest_digest, read_trust
 from shared.detached import read_p256_public_key, verify_detached
-from shared.training import Say
+from shared.progress import Say, show, stage
 
 
 def inspect_bundle(
@@ -23,7 +23,8 @@ def inspect_bundle(
     """
     with ExitStack() as stack:
         bundle, voucher = open_vouched(path, stack, read_trust(stale_reason), say)
-        bundle.verify_all()
+        with stage("verify"):
+            bundle.verify_all(lambda done, total: show(done, total, "bytes"))
         if detached is not None and detached_key is not None:
             verify_detached(path, detached, read_p256_public_key(detached_key))
         return {
