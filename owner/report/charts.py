@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT = 380, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 36, 10, 26, 36
 """Margins of the loss curves' box, in its own units: about a pixel each."""
 
 
@@ -89,7 +89,7 @@ def loss_curves(history: Sequence[dict[str, Any]], best_step: int, losses: tuple
         ],
         best=best,
         x_ticks=[Tick(x(step), f"{step:,.0f}") for step in ticks(0, last, 4) if step == int(step)],
-        y_ticks=[Tick(y(loss), f"{loss:g}") for loss in ticks(low, high)],
+        y_ticks=[Tick(y(loss), f"{loss:g}") for loss in ticks(low, high, 7)],
     )
 
 

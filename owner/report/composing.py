@@ -15,6 +15,7 @@ from owner.choice.methods import METHODS
 from owner.report.charts import Curves, Scale, loss_curves, loss_range, perplexity_scale
 from owner.training.adapting import WITHOUT_DP
 
+NO_LABEL = "no label recorded"
 MOST_CLUSTERS, MOST_SKIPPED = 15, 200
 """Rows of the page's longest tables; report.json has the rest."""
 FEW_UNITS = 20
@@ -82,11 +83,13 @@ def printable(text: Any, most: int = 200) -> str:
 
 def model_name(name: str) -> str:
     """Return a start's name as a reader would call it."""
-    if name == SLM:
-        return "plain small model"
-    if name == WITHOUT_DP:
-        return "without differential privacy"
-    return name.replace("-", " ")
+    words = {
+        SLM: "plain small model",
+        WITHOUT_DP: "without differential privacy",
+        "histogram": "mean by histogram",
+        "learned": "learned point",
+    }
+    return words.get(name) or name.replace("-", " ")
 
 
 def compose(report: dict[str, Any], audit: dict[str, Any] | None) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def compose(report: dict[str, Any], audit: dict[str, Any] | None) -> dict[str, A
         "findings": _findings(report, audit),
         "clusters": _clusters(report),
         "starts": _starts(report),
+        "start_label": _start_label(report),
         "why": _why(report),
         "curves": _curves(report),
         "scale": scale,
@@ -166,7 +170,7 @@ def _clusters(report: dict[str, Any]) -> list[ClusterRow]:
     rows = [
         ClusterRow(
             str(k),
-            printable(labels[k], 130) if labels and labels[k] else "no label recorded",
+            printable((labels and labels[k]) or NO_LABEL, 130),
             histogram[k],
             histogram[k] / total,
             report["start"]["expert"] == k and len(histogram) > 1,
@@ -177,6 +181,16 @@ def _clusters(report: dict[str, Any]) -> list[ClusterRow]:
         n = sum(histogram[k] for k in rest)
         rows.append(ClusterRow("…", f"{len(rest):,} more clusters", n, n / total))
     return rows
+
+
+def _start_label(report: dict[str, Any]) -> str:
+    """Say in words what fine-tuning started from."""
+    expert, labels = report["start"]["expert"], report["cluster_labels"]
+    if report["start"]["vector"] is not None:
+        return "between the bundle's experts"
+    if expert is None or len(report["histogram"]) < 2 or report["bundle"]["kind"] == "slm":
+        return "no expert of a cluster"
+    return (labels and labels[expert]) or NO_LABEL
 
 
 def _starts(report: dict[str, Any]) -> list[StartRow]:

@@ -7,7 +7,7 @@ allows the one style sheet by its digest and nothing else: no script, no image, 
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,18 @@ def _change(share: float) -> str:
     return f"{abs(share):.1%} {'higher' if share > 0 else 'lower'}"
 
 
+def _changes(interval: Sequence[float]) -> str:
+    """Return the ends of a change's interval in words, the nearer to no change first."""
+    low, high = sorted(interval, key=abs)
+    if low * high < 0:
+        return f"{_change(min(interval))} to {_change(max(interval))}"
+    return f"{abs(low):.1%} to {_change(high)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
 def _energy(joules: float) -> str:
     return f"{joules / 3.6e6:.3g} kWh" if joules >= 36_000 else f"{joules / 3600:.3g} Wh"
 
@@ -79,7 +91,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "amount": amount,
     "change": _change,
     "count": lambda n: f"{n:,}",
-    "duration": duration,
+    "changes": _changes,
+    "seconds": _seconds,
     "energy": _energy,
     "model_name": model_name,
     "percent": lambda share: f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}",
