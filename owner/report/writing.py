@@ -20,6 +20,8 @@ from shared.files import write_atomic, write_json
 from shared.progress import amount, duration
 
 HTML_FILE = "report.html"
+MOST_CHARACTERS = 4_000
+"""Of any one text on the page."""
 TEMPLATE, STYLE = "report.html.j2", "report.css"
 
 
@@ -48,6 +50,7 @@ def render(report: dict[str, Any], audit: dict[str, Any] | None = None) -> str:
     environment = Environment(
         loader=PackageLoader("owner.report", "."),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -59,6 +62,15 @@ def render(report: dict[str, Any], audit: dict[str, Any] | None = None) -> str:
     page = environment.get_template(TEMPLATE)
     return page.render(
         **compose(report, audit), style=Markup(style), style_sha256=digest, model_folder=MODEL_FOLDER
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Return what stands on the page for a value: all text is made printable before it is escaped."""
+    return (
+        printable(value, MOST_CHARACTERS)
+        if isinstance(value, str) and not hasattr(value, "__html__")
+        else value
     )
 
 
