@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from shared.batches import IGNORED, Microbatch, Mixture
 from shared.device import autocast
+from shared.progress import beat
 
 LossFunction = Callable[[nn.Module, dict[str, Tensor], Microbatch], Tensor]
 """(model, replaced weights, microbatch) to a sum over its tokens, to be divided by their number."""
@@ -170,5 +171,6 @@ def evaluate(model: nn.Module, network: Network | None, batches: Iterable[Microb
         loss = float(sum_nats(model, weights, batch))
         nats[batch.cluster] = nats.get(batch.cluster, 0.0) + loss
         tokens[batch.cluster] = tokens.get(batch.cluster, 0) + batch.n_tokens
+        beat()
     model.train()
     return HeldoutLoss(nats, tokens)

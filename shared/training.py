@@ -25,9 +25,9 @@ from shared.errors import PlanearlyError
 from shared.files import make_folder, remove_stale
 from shared.losses import LossFunction, Network, sum_nats
 from shared.optimizers import Optimizer, check_optimizer
+from shared.progress import Say, beat, duration, is_live, show
 from shared.ranks import ONE_PROCESS, Ranks
 
-Say = Callable[[str], None]
 GradientFunction = Callable[[nn.Module, list[Microbatch], int], float]
 """(model, a step's microbatches, step) to the step's mean loss, the gradient left in `.grad`."""
 
@@ -183,6 +183,7 @@ def train_step(
         loss = loss_of(model, weights, batch) / n_tokens
         loss.backward()
         total += float(loss.detach())
+        beat()
     if network is not None:
         network.finish_step()
     return total
@@ -367,15 +368,17 @@ def train(
                 go_on = take_heldout()
             tell(learning_rate(config, state.step - 1), gradient_norm, n_tokens / step_s)
             now_s = time.monotonic()
-            if now_s - said_s >= SAY_EVERY_S or state.step == config.steps or not go_on:
-                rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+            rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+            figures = (
+                f"train {loss:.3f} · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
+                f" · {rate / 1000:.1f}k tokens/s"
+            )
+            show(state.step, config.steps, "steps", figures)
+            is_last = state.step == config.steps or not go_on
+            if is_last or (now_s - said_s >= SAY_EVERY_S and not is_live()):
                 per_step = state.tokens / state.step
                 left_s = (config.steps - state.step) * per_step / max(1.0, rate)
-                say(
-                    f"step {state.step}/{config.steps} · train {loss:.3f}"
-                    f" · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
-                    f" · {rate / 1000:.1f}k tokens/s · {_duration(left_s)} left"
-                )
+                say(f"step {state.step}/{config.steps} · {figures} · {duration(left_s)} left")
                 said_s, said_tokens = now_s, state.tokens
         state.seconds = time.monotonic() - started_s
         if state.step != saved_step:
@@ -399,11 +402,3 @@ def train(
         history=state.history,
         diverged=diverged,
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
