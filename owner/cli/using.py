@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,48 @@ def generate(
         make_deterministic(seed)
         loaded = load(model, choose_device(device))
         click.echo(text + run(loaded, text, tokens, temperature, seed))
+
+
+@click.command(epilog="Example: owner export specialized --format gguf --quantize q8_0 --out exported")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(["gguf", "onnx", "safetensors"]),
+    help="gguf: llama.cpp; onnx: onnxruntime; safetensors: transformers, vLLM.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of the weights; left out, f32.")
+@click.option(
+    "--quantize", type=click.Choice(["q8_0", "q4_k_m"]), help="Fewer bits, by llama.cpp; gguf only."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Documents to compare it with the original on.")
+@isolation_option
+@click.option("--json", "as_json", is_flag=True, help="Print export.json.")
+def export(
+    model: Path,
+    form: str,
+    out: Path,
+    dtype: str | None,
+    quantize: str | None,
+    data: Path | None,
+    level: Any,
+    as_json: bool,
+) -> None:
+    """Write a specialized model for another runtime, and run it there beside the original."""
+    with errors_printed(), ExitStack() as stack:
+        if dtype and quantize:
+            raise click.UsageError("--dtype and --quantize exclude each other")
+        from owner.isolation.places import drop_empty, make_places
+
+        writable = make_places(out)
+        stack.callback(drop_empty, out)
+        isolate(level, writable, out)
+        from owner.models.exporting import export as run
+        from owner.models.exporting import summarize_export
+
+        found = run(model, out, form, quantize or dtype or "f32", data, say)
+        for line in summarize_export(found):
+            say(line)
+        click.echo(json.dumps(found, indent=2) if as_json else out)

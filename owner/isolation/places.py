@@ -43,8 +43,8 @@ def keep_places(folder: Path) -> list[Path]:
 def no_places() -> list[Path]:
     """Return no folder, for a run that writes nothing.
 
-    Libraries ask for a folder of temporary files as they are imported, and Python finds one by trying: that is
-    done here, before the walls go up.
+    Libraries ask for a folder of temporary files as they are imported, and Python finds one by trying: here,
+    before the walls go up.
     """
     tempfile.gettempdir()
     return []
