@@ -59,7 +59,8 @@ class LanguageModel:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, without any special token."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = [number for number in ids if number not in (self.begin_id, self.end_id)]
+        return self.tokenizer.decode(text, skip_special_tokens=True)
 
 
 def find_model(path: Path) -> Path:
