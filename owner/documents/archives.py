@@ -23,6 +23,7 @@ MEMBERS = 100_000
 """Further files in one archive or mailbox, nested ones included, are not read."""
 _ENCRYPTED = 1
 """Bit 0 of a zip entry's flags (APPNOTE 4.4.4)."""
+_BOMB = "unpacks to far more than its size: a bomb"
 _UNPACK: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("gz", "tgz"), gzip.open),
     **{"bz2": bz2.open, "xz": lzma.open},
@@ -53,7 +54,7 @@ class Budget:
         content = opened.read(min(most_bytes, max(0, self.n_bytes)) + 1)
         self.n_bytes -= len(content)
         if self.n_bytes < 0 or self.n_members < 0:
-            raise TooMuch("unpacks to far more than its size: a bomb")
+            raise TooMuch(_BOMB)
         if len(content) > most_bytes:
             raise Unreadable(f"larger than {most_bytes >> 20} MiB, the limit for it")
         return content
@@ -73,13 +74,15 @@ class _Counted:
         content = self.opened.read(size)
         self.left -= len(content)
         if self.left < 0:
-            raise TooMuch("unpacks to far more than its size: a bomb")
+            raise TooMuch(_BOMB)
         return content
 
 
 def read_zip(opened: IO[bytes], name: str, budget: Budget) -> Iterator[Member | Skipped]:
     """Yield a .zip's files."""
     with open_zip(opened) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > budget.n_bytes:
+            raise Unreadable(_BOMB)
         for entry in archive.infolist():
             if entry.is_dir():
                 continue
