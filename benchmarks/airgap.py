@@ -4,11 +4,12 @@
 
 Copies the wheelhouse, the demo's bundle and its key into an empty folder, and runs the commands that the page
 shows for the other machine there: in a network namespace without any device up (no route, no name
-service), with an empty home and no variables but PATH, HOME and LANG. Prints the seconds of each command,
-and sizes.
+service), with an empty home and no variables but PATH, HOME, LANG and, where it is set, OMP_NUM_THREADS.
+Prints the seconds of each command, and sizes.
 The private text is the demo's, written by the Python that runs this.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -59,6 +60,7 @@ def rehearse(wheelhouse: Path, folder: Path) -> None:
     )
     (folder / "home").mkdir()
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder / "home"), "LANG": "C.UTF-8"}
+    environment |= {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
     python = Path(sys.base_prefix) / "bin"
     exported = f"export PATH={python}:$PATH\n"
     for step in [f"python3 -c '{PROBE}'", *steps_of(PAGE.read_text(encoding="utf-8"))]:

@@ -53,7 +53,7 @@ OTHER_FILES = {
     "docs/explanation/*.md": "the paper's ideas in plain words, with pictures",
     "docs/explanation/*.svg": "the pictures",
     "docs/reference/*.md": "made from the code: commands, recipe, report, Python, this tree",
-    "docs/assets/*": "a script of 1.4 kB that lets the site's search work from disk",
+    "docs/assets/*": "a script of 1.4 kB that lets the site's search work from disk; a style for tables",
     "examples/release-pn32.toml": "the paper's full-size run, as it would be run",
     "benchmarks/paper/*-recipe.toml": "the recipe that a plan varies",
     "benchmarks/paper/*.toml": "a plan: systems, budgets, seeds, rates, sizes",
