@@ -36,6 +36,8 @@ OTHER_FILES = {
     ".ci/run": "what CI runs: `make check`",
     ".gitignore": "what is never committed: environments, private keys, results",
     "tests/vectors/*": "good and bad bundles; vectors.json says which step refuses which",
+    "owner/report/report.html.j2": "the page, with holes for what the report says",
+    "owner/report/report.css": "its one style sheet: light, dark, narrow, on paper",
     "examples/demo/pn16.toml": "the recipe of the demo bundle",
     "examples/demo/pn16.st": "the demo bundle",
     "examples/demo/provider.pub": "the public key that verifies it",
