@@ -26,7 +26,7 @@ from owner.cli.shell import (
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of private documents: .txt .md .jsonl .html",
+    help="Folder of private documents: text, tables, mail, archives; PDF and Office with an extra.",
 )
 @click.option(
     "--out",

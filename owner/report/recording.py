@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from owner.choice.candidates import SLM
+from owner.documents.intervals import LEVEL, RESAMPLES
 from owner.documents.windows import Split
-from owner.report.intervals import LEVEL, RESAMPLES, perplexity_intervals
+from owner.report.intervals import perplexity_intervals
 from owner.training.adapting import WITHOUT_DP, Adapted
 from owner.training.scoring import heldout_tokens
-from owner.trust.vouching import manifest_digest
 from shared.bundle import Bundle
 from shared.manifest import Manifest
 
@@ -35,7 +35,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "created": manifest.created,
         "kind": manifest.kind,
         "license": manifest.license,
-        "manifest_sha256": manifest_digest(bundle),
+        "manifest_sha256": manifest.sha256,
         "tensors": len(manifest.tensors),
         "every_digest_checked": manifest.kind != "mix",
     }

@@ -97,10 +97,15 @@ class _Task:
         return self.bundle.manifest.model.context_tokens
 
     def settings(self) -> TrainConfig:
-        """Return the fine-tuning's settings, from the bundle's rate and batch."""
+        """Return the fine-tuning's settings, from the bundle's rate, batch and optimizer."""
         training = self.bundle.manifest.raw["training"]
         return train_config(
-            self.config, self.split, self.context_tokens, training["learning_rate"], training["rows_per_step"]
+            self.config,
+            self.split,
+            self.context_tokens,
+            training["learning_rate"],
+            training["rows_per_step"],
+            self.bundle.manifest.optimizer,
         )
 
     def heldout(self) -> list[Microbatch]:
@@ -342,6 +347,7 @@ def _base_settings(task: _Task) -> TrainConfig:
         rows_per_step=max(rows, training["rows_per_step"] // rows * rows),
         rows_per_microbatch=rows,
         learning_rate=training["learning_rate"],
+        optimizer=task.bundle.manifest.optimizer,
         checkpoint_every_s=task.config.checkpoint_every_s,
     )
 
