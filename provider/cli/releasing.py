@@ -67,6 +67,7 @@ from provider.cli.shell import errors_printed, passphrase_option, say, signing_k
     type=click.Path(path_type=Path),
     help="Folder for TensorBoard's events of all trainings in the work folder, as they go on.",
 )
+@click.option("--dry-run", is_flag=True, help="Only say what would run, how long and how large.")
 def release(
     recipe: Path,
     corpus: str,
@@ -82,11 +83,16 @@ def release(
     workers: int | None,
     sbatch: tuple[str, ...],
     tensorboard: Path | None,
+    dry_run: bool,
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle.
 
     On several GPUs or cores: torchrun --standalone --nproc-per-node 8 --no-python provider release ...
     """
+    if dry_run:
+        if histogram is not None or expert is not None:
+            raise click.UsageError("--dry-run plans a whole recipe: leave out --histogram and --expert")
+        return plan(recipe, corpus, work, device, embedder)
     with errors_printed():
         from provider.parallel import joined
         from provider.recipe import read_recipe
@@ -120,3 +126,13 @@ def events_of(work: Path, folder: Path) -> AbstractContextManager[None]:
             "--tensorboard needs the package tensorboard", hint="pip install 'planearly[tensorboard]'"
         ) from None
     return events_written(work, folder)
+
+
+def plan(recipe: Path, corpus: str, work: Path, device: str, embedder: Path | None) -> None:
+    """Print what a release would do."""
+    with errors_printed():
+        from provider.planning import plan_release
+        from provider.recipe import read_recipe
+
+        for line in plan_release(read_recipe(recipe), corpus, work, device, embedder):
+            click.echo(line)
