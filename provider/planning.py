@@ -31,6 +31,7 @@ from provider.tracking import METRICS_FILE, read_step
 from shared.checkpoints import KEPT
 from shared.device import choose_device
 from shared.embedding import WIDTH
+from shared.progress import amount, duration
 
 MEASURED, RECORDED, MODELLED = (0.5, 2.0), (0.8, 1.25), (1.0, 4.0)
 """Shortest and longest time over the estimate. Ours; the cost model was 1.6 to 2.2 times too fast on one core
@@ -64,31 +65,13 @@ class Planned:
         if self.stage.was_done:
             return f"{self.name:<12} done, will be skipped"
         times = span(self.low_s, self.high_s)
-        return f"{self.name:<12} to do · {times} · {size(self.bytes)} of disk · {self.source}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words, with two digits."""
-    if seconds < 10:
-        return "under 10 s"
-    for unit, length, most in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
-        if seconds < most:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds / 86_400:,.0f} days"
+        return f"{self.name:<12} to do · {times} · {amount(self.bytes)} of disk · {self.source}"
 
 
 def span(low_s: float, high_s: float) -> str:
     """Return a range of times in words."""
     low, high = duration(low_s), duration(high_s)
     return low if low == high else f"{low} to {high}"
-
-
-def size(n_bytes: float) -> str:
-    """Return a size in words, with two digits or so."""
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= length:
-            return f"{n_bytes / length:.3g} {unit}"
-    return f"{n_bytes / 1e3:.0f} kB"
 
 
 def plan_release(
@@ -108,19 +91,19 @@ def plan_release(
         machine = measure_machine(device)
         how = "by its middle file" if text.is_counted else "a guess: its files are long"
         yield (
-            f"{'corpus':<12} {len(files):,} files · {size(text.file_bytes)} · about"
-            f" {size(text.text_bytes)} of text, {text.documents:,.0f} documents,"
+            f"{'corpus':<12} {len(files):,} files · {amount(text.file_bytes)} · about"
+            f" {amount(text.text_bytes)} of text, {text.documents:,.0f} documents,"
             f" {text.tokens:,.0f} tokens ({how})"
         )
     planned = [_plan(name, stage, recipe, work, text, machine, device) for name, stage in stages.items()]
     for one in planned:
         yield one.text
-    yield f"{'bundle':<12} {recipe.name}.st · about {size(bundle_bytes(recipe))}"
+    yield f"{'bundle':<12} {recipe.name}.st · about {amount(bundle_bytes(recipe))}"
     left = [one for one in planned if not one.stage.was_done]
     low, high = sum(one.low_s for one in left), sum(one.high_s for one in left)
     disk = sum(one.bytes for one in left)
     yield (
-        f"{'in all':<12} {span(low, high)} · {size(disk)} of disk in {work}"
+        f"{'in all':<12} {span(low, high)} · {amount(disk)} of disk in {work}"
         if left
         else f"{'in all':<12} nothing but the bundle is left to write"
     )

@@ -24,7 +24,7 @@ from provider.tracking import METRICS_FILE, StepFile
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.device import choose_device, make_deterministic
-from shared.errors import DocumentsError
+from shared.errors import DocumentsError, RecipeError
 from shared.files import write_json
 from shared.importance import describe_resampling
 from shared.losses import HeldoutLoss, Network
@@ -244,6 +244,12 @@ def _pretrain_one(
     if system == "pn":
         projection = recipe.projection
         assert projection is not None
+        if config.optimizer == "muon" and ranks is not ONE_PROCESS:
+            raise RecipeError(
+                "pretraining.optimizer is 'muon', whose updates need whole matrices; of several ranks each"
+                " holds some rows of the banks",
+                hint="use adam, or one process",
+            )
         network = ProjectedNetwork(
             model,
             feed_forward_linears(model, projection.layers),

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shared import progress
 from shared.errors import CheckpointError
 from shared.files import make_folder, remove_stale, write_json
-from shared.training import Say
+from shared.progress import Say
 
 DONE = "done.json"
 
@@ -54,7 +55,8 @@ def run_stage(work: Path, name: str, inputs: dict[str, Any], run: Callable[[Path
         return stage
     make_folder(stage.folder)
     remove_stale(stage.folder)
-    report = run(stage.folder)
+    with progress.stage(name):
+        report = run(stage.folder)
     write_json(stage.folder / DONE, {"inputs": inputs, "report": report})
     return replace(stage, report=report)
 

@@ -14,6 +14,7 @@ import torch
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WIDTH
 from shared.errors import PlanearlyError
 from shared.names import MAX_VERSION, NAME_PATTERN, SHA256_PATTERN, check_time
+from shared.optimizers import OPTIMIZERS
 from shared.slm import SlmConfig
 from shared.strict_json import (
     MAX_INTEGER,
@@ -138,6 +139,8 @@ class Manifest:
     embedder: EmbedderEntry
     n_clusters: int
     corpus_windows: int
+    optimizer: str
+    """What moved the weights, one of shared.optimizers.OPTIMIZERS; adam where the record is silent."""
     replay_tokens: int
     """0 unless kind is replay."""
     replay_windows: int
@@ -222,6 +225,7 @@ def parse_manifest(payload: bytes) -> Manifest:
         embedder=embedder,
         n_clusters=n_clusters,
         corpus_windows=check_integer(clusters["corpus_windows"], "clusters.corpus_windows", 0, MAX_INTEGER),
+        optimizer=raw["training"].get("optimizer", OPTIMIZERS[0]),
         replay_tokens=replay["tokens"],
         replay_windows=replay["windows"],
         cluster_terms=_terms(raw["training"], n_clusters),
@@ -280,6 +284,10 @@ def _training_of_a_model(value: dict[str, Any], n_clusters: int) -> None:
     if type(rate) is not float or not 0 < rate <= MAX_LEARNING_RATE:
         raise Malformed(
             f"training.learning_rate is {quote(rate)}, expected a float above 0, at most {MAX_LEARNING_RATE}"
+        )
+    if value.get("optimizer", OPTIMIZERS[0]) not in OPTIMIZERS:
+        raise Malformed(
+            f"training.optimizer is {quote(value['optimizer'])}, expected one of: {', '.join(OPTIMIZERS)}"
         )
     _loss(value["heldout_loss"], "training.heldout_loss")
     losses = value["heldout_loss_per_cluster"]

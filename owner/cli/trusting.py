@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from owner.cli.shell import errors_printed, say, stale_option
+from owner.cli.shell import errors_printed, say, stale_option, watched
 
 
 @click.group(epilog="Example: owner trust add provider.pub")
@@ -89,6 +89,7 @@ def inspect(
     with errors_printed():
         from owner.trust.inspecting import describe_bundle, inspect_bundle
 
-        found = inspect_bundle(bundle, say, stale_reason, detached, detached_key)
+        with watched() as tell:
+            found = inspect_bundle(bundle, tell, stale_reason, detached, detached_key)
         card = found.pop("card")
         click.echo(card if as_card else json.dumps(found, indent=2) if as_json else describe_bundle(found))

@@ -12,7 +12,7 @@ from shared.bundle import Bundle
 from shared.card import make_card
 from shared.contents import COUNTS
 from shared.detached import read_p256_public_key, verify_detached
-from shared.training import Say
+from shared.progress import Say, show, stage
 
 LARGEST_SHOWN = 5
 """Clusters whose labels are shown. Ours."""
@@ -31,7 +31,8 @@ def inspect_bundle(
     """
     with ExitStack() as stack:
         bundle, voucher = open_vouched(path, stack, read_trust(stale_reason), say)
-        bundle.verify_all()
+        with stage("verify"):
+            bundle.verify_all(lambda done, total: show(done, total, "bytes"))
         if detached is not None and detached_key is not None:
             verify_detached(path, detached, read_p256_public_key(detached_key))
         return {

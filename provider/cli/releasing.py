@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from provider.cli.shell import errors_printed, passphrase_option, say, signing_key
+from provider.cli.shell import PARTY, errors_printed, passphrase_option, signing_key
+from shared.terminal import watched
 
 
 @click.command(epilog="Example: provider release examples/quickstart/release.toml --corpus texts/")
@@ -68,6 +69,7 @@ from provider.cli.shell import errors_printed, passphrase_option, say, signing_k
     help="Folder for TensorBoard's events of all trainings in the work folder, as they go on.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would run, how long and how large.")
+@click.option("--quiet", is_flag=True, help="Print errors and the result only.")
 def release(
     recipe: Path,
     corpus: str,
@@ -84,6 +86,7 @@ def release(
     sbatch: tuple[str, ...],
     tensorboard: Path | None,
     dry_run: bool,
+    quiet: bool,
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle.
 
@@ -109,8 +112,9 @@ def release(
             where = Executor(executor, workers, sbatch)
             if tensorboard is not None:
                 stack.enter_context(events_of(work, tensorboard))
+            tell = stack.enter_context(watched(PARTY, quiet))
             found = run(
-                parsed, corpus, out, work, key, say, device, embedder, histogram, expert, where, ranks
+                parsed, corpus, out, work, key, tell, device, embedder, histogram, expert, where, ranks
             )
         click.echo(found)
 
@@ -123,7 +127,7 @@ def events_of(work: Path, folder: Path) -> AbstractContextManager[None]:
         from provider.events import events_written
     except ImportError:
         raise PlanearlyError(
-            "--tensorboard needs the package tensorboard", hint="pip install 'planearly[tensorboard]'"
+            "--tensorboard needs the package tensorboard", hint="pip install tensorboard"
         ) from None
     return events_written(work, folder)
 

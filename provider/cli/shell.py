@@ -1,36 +1,26 @@
 """What every command shares: lines to the terminal, errors as lines, keys and their passphrases."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from shared.errors import EXPECTED_ERRORS, SignatureError, error_lines
+from shared import terminal
+from shared.errors import SignatureError
 
 if TYPE_CHECKING:
     from provider.signing import SigningKey
 
 
-def say(line: str) -> None:
-    """Print one progress line to stderr."""
-    click.echo(f"provider: {line}", err=True)
+PARTY = "provider"
+say = terminal.speaker(PARTY)
 
 
-@contextmanager
-def errors_printed() -> Iterator[None]:
-    """Print an expected error as `shared.errors.error_lines` words it and exit with 1."""
-    try:
-        yield
-    except EXPECTED_ERRORS as error:
-        lines = error_lines(error)
-        if not lines:
-            raise
-        for line in lines:
-            say(line)
-        sys.exit(1)
+def errors_printed() -> AbstractContextManager[None]:
+    """Print an expected error and exit; see `shared.terminal.errors_printed`."""
+    return terminal.errors_printed(PARTY)
 
 
 passphrase_option = click.option(
