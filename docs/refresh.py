@@ -38,6 +38,8 @@ OTHER_FILES = {
     "constraints.txt": "the versions that the tests were run with",
     ".ci/run": "what CI runs: `make check`",
     ".gitignore": "what is never committed: environments, private keys, results",
+    "provider/atlas.html.j2": "the page of `provider atlas`, as a Jinja template that escapes every text",
+    "provider/atlas.css": "how that page looks, light and dark",
     "tests/vectors/*": "good and bad bundles; vectors.json says which step refuses which",
     "examples/demo/pn16.toml": "the recipe of the demo bundle",
     "examples/demo/pn16.st": "the demo bundle",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from provider.executors import IN_PROCESS, Executor, check_executor
+from provider.naming import name_clusters
 from provider.preparing import PIECES_FILE, cluster_corpus, prepare_corpus, read_clusters
 from provider.pretraining import load_windows, pretrain
 from provider.publishing import PUBLIC_KEY_FILE, publish, publish_replay
@@ -156,9 +157,12 @@ def release(
 
         clusters, windows = cluster(recipe.clustering)
         counts_K, centroids_KW = read_clusters(clusters)
-        weights_K, record = None, dict[str, Any]()
+        pieces = (tokenizer.folder / PIECES_FILE).read_bytes()
+        record = {"cluster_terms": name_clusters(work, windows, pieces, len(counts_K), recipe.seed, say)}
+        weights_K = None
         if request_path is not None:
-            weights_K, record = weights_of_request(recipe, request_path, centroids_KW, counts_K)
+            weights_K, importance = weights_of_request(recipe, request_path, centroids_KW, counts_K)
+            record |= importance
         if expert is not None:
             recipe = one_expert(recipe, expert)
         experts = () if expert is None else (expert,)
@@ -170,7 +174,7 @@ def release(
         }
         ranks.tell(None)
         common: dict[str, Any] = {
-            "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
+            "pieces": pieces,
             "out": folder,
             "key": key,
             "embedder_folder": embedder_folder,

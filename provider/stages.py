@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared import progress
 from shared.errors import CheckpointError
 from shared.files import make_folder, remove_stale, write_json
-from shared.training import Say
+from shared.progress import Say
 
 DONE = "done.json"
 
@@ -44,7 +45,8 @@ def run_stage(work: Path, name: str, inputs: dict[str, Any], run: Callable[[Path
             raise CheckpointError(f"{done}: damaged", hint=f"delete {folder} to repeat the stage") from None
     make_folder(folder)
     remove_stale(folder)
-    report = run(folder)
+    with progress.stage(name):
+        report = run(folder)
     write_json(done, {"inputs": inputs, "report": report})
     return Stage(folder, digest, report, was_done=False)
 

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import owner.documents.reading
+import owner.documents.texts
 from owner.documents.decoding import visible_text
 from owner.documents.reading import Document, Skipped, read_documents
+from owner.documents.walking import SUFFIXES
 from shared.errors import DocumentsError
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +117,8 @@ def test_what_is_no_text_is_skipped_and_listed(tmp_path):
     put(folder, "binary.html", b"ab\0c")
     put(folder, "blank.txt", " \r\n\t")
     put(folder, "empty.txt", "")
-    put(folder, "report.DOCX", "x")
+    put(folder, "report.DOC", "x")
+    put(folder, "picture.png", "x")
     put(folder, "README", "x")
     put(folder, ".hidden.txt", CANARY)
     put(folder, ".git/a.txt", CANARY)
@@ -138,7 +141,8 @@ def test_what_is_no_text_is_skipped_and_listed(tmp_path):
         "folder": "symbolic link",
         "link.txt": "symbolic link",
         "pipe.txt": "not a regular file",
-        "report.DOCX": "unsupported extension .DOCX",
+        "picture.png": "unsupported extension .png",
+        "report.DOC": "unsupported extension .DOC; save it as .docx",
         "round": "symbolic link",
         "sock.txt": "not a regular file",
     }
@@ -224,7 +228,7 @@ def test_json_lines_in_utf16_are_skipped(tmp_path):
 
 
 def test_a_line_beyond_the_limit_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner.documents.reading, "LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(owner.documents.texts, "LINE_BYTES", 1 << 20)
     long, fits = {"text": "x" * (3 << 20)}, {"text": "y" * ((1 << 20) - 12)}
     assert len(lines(fits)) == (1 << 20) + 1
     over = lines({"text": "z" * ((1 << 20) - 11)})
@@ -293,8 +297,8 @@ def test_pages_without_text_or_with_a_wrong_encoding_are_skipped(tmp_path):
     assert [(d.path, d.text) for d in documents] == [("bom.html", "\u00e9"), ("ok.html", "\u00e9")]
     assert reasons(skipped) == {
         "cp.html": "not UTF-8 (byte 0xe9 at offset 3); save it as UTF-8",
-        "declared.html": "declares an encoding that is not known; save the page as UTF-8",
-        "escape.html": "declares an encoding that is not known; save the page as UTF-8",
+        "declared.html": "declares an encoding that is not known; save it as UTF-8",
+        "escape.html": "declares an encoding that is not known; save it as UTF-8",
         "jis.html": "not SHIFT_JIS (byte 0x80 at offset 24); save it as UTF-8",
         "none.html": "no text but white space",
     }
@@ -302,23 +306,25 @@ def test_pages_without_text_or_with_a_wrong_encoding_are_skipped(tmp_path):
 
 @given(st.text(alphabet="ab \n\r\u00e9\U0001f40d", max_size=300), st.integers(1, 40))
 def test_the_parts_of_a_long_text_are_the_whole_text(text, part):
-    before = owner.documents.reading.PART_CHARACTERS
-    owner.documents.reading.PART_CHARACTERS = part
+    before = owner.documents.texts.PART_CHARACTERS
+    owner.documents.texts.PART_CHARACTERS = part
     try:
-        parts = list(owner.documents.reading._parts(iter([text[:150], text[150:]])))
+        parts = list(owner.documents.texts.parts(iter([text[:150], text[150:]])))
     finally:
-        owner.documents.reading.PART_CHARACTERS = before
+        owner.documents.texts.PART_CHARACTERS = before
     assert "".join(parts) == text
     assert all(0 < len(p) <= part for p in parts)
 
 
 def test_a_long_text_is_cut_after_paragraphs_and_its_parts_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(owner.documents.texts, "PART_CHARACTERS", 10)
     monkeypatch.setattr(owner.documents.reading, "PART_CHARACTERS", 10)
     documents, _ = read_all(tmp_path, {"a.txt": "aaaa\n\nbb b\nbbbb\nc"})
     assert [(d.index, d.text) for d in documents] == [(0, "aaaa\n\n"), (1, "bb b\nbbbb\n"), (2, "c")]
 
 
 def test_a_fault_late_in_a_long_text_is_found_before_any_part_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(owner.documents.texts, "PART_CHARACTERS", 10)
     monkeypatch.setattr(owner.documents.reading, "PART_CHARACTERS", 10)
     documents, skipped = read_all(tmp_path, {"a.txt": b"a" * 50 + b"\xff", "b.txt": "x"})
     assert [d.path for d in documents] == ["b.txt"]
@@ -331,18 +337,18 @@ def test_missing_empty_and_useless_folders_are_refused_with_counts(tmp_path):
     assert missing.value.hint
     with pytest.raises(DocumentsError, match="the folder is empty"):
         read_documents(tmp_path, [])
-    put(tmp_path, "a.pdf", CANARY)
-    put(tmp_path, "b.pdf", CANARY)
+    put(tmp_path, "a.png", CANARY)
+    put(tmp_path, "b.png", CANARY)
     put(tmp_path, "c.jsonl", f'"{CANARY}"\n' * 3)
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(DocumentsError) as useless:
         list(read_documents(tmp_path, []))
     assert str(useless.value).endswith(
-        "no document with text; skipped: 3 no `text` string; 2 unsupported extension .pdf; 1 symbolic link"
+        "no document with text; skipped: 3 no `text` string; 2 unsupported extension .png; 1 symbolic link"
     )
     assert CANARY not in str(useless.value) + useless.value.hint
-    with pytest.raises(DocumentsError, match="1 unsupported extension .pdf"):
-        list(read_documents(tmp_path / "a.pdf", []))
+    with pytest.raises(DocumentsError, match="1 unsupported extension .png"):
+        list(read_documents(tmp_path / "a.png", []))
     with pytest.raises(DocumentsError, match="symbolic link"):
         read_documents(tmp_path / "loop", [])
     os.mkfifo(tmp_path / "pipe.txt")
@@ -352,15 +358,15 @@ def test_missing_empty_and_useless_folders_are_refused_with_counts(tmp_path):
 
 def test_names_that_are_no_unicode_or_hold_control_characters_can_be_printed(tmp_path):
     folder = os.fsencode(tmp_path)
-    for name in (b"\xff.txt", b"a\x1b[2J\n.txt", b"b\xff.pdf"):
+    for name in (b"\xff.txt", b"a\x1b[2J\n.txt", b"b\xff.png"):
         Path(os.fsdecode(os.path.join(folder, name))).write_text("x")
     documents, skipped = read_all(tmp_path, {})
     assert [d.path for d in documents] == ["a\\x1b[2J\\n.txt", "\\xff.txt"]
-    assert skipped == [Skipped("b\\xff.pdf", "unsupported extension .pdf")]
+    assert skipped == [Skipped("b\\xff.png", "unsupported extension .png")]
 
 
 def test_the_canary_is_in_no_reason_and_no_error(tmp_path):
-    for suffix in owner.documents.reading.SUFFIXES:
+    for suffix in SUFFIXES:
         for kind, content in enumerate(
             (CANARY.encode() + b"\xff", CANARY.encode() + b"\0", f'{{"a": "{CANARY}"}}'.encode() + b"\xff")
         ):
@@ -369,7 +375,7 @@ def test_the_canary_is_in_no_reason_and_no_error(tmp_path):
     with pytest.raises(DocumentsError) as error:
         list(read_documents(tmp_path, skipped := []))
     shown = repr(skipped) + str(error.value) + error.value.hint
-    assert len(skipped) == 3 * len(owner.documents.reading.SUFFIXES)
+    assert len(skipped) == 3 * len(SUFFIXES)
     assert CANARY not in shown
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from owner.trust import trying
 from owner.trust.opening import open_tokenizer
-from owner.trust.trying import Limits, run_limited, try_tokenizer
+from owner.trust.trying import LIMITS, run_limited, try_tokenizer
 from shared.bundle import open_bundle, write_bundle
 from shared.errors import BundleError
 from shared.pieces import MAX_PIECES, write_pieces
@@ -145,7 +146,7 @@ def test_the_library_s_own_files_are_never_parsed(changes):
 )
 def test_however_a_child_ends_badly_it_is_a_refusal(code, message):
     with pytest.raises(BundleError, match=message):
-        run_limited(code, b"", limits=Limits(cpu_s=1, wall_s=2.0))
+        run_limited(code, b"", limits=replace(LIMITS, cpu_s=1, wall_s=2.0))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")

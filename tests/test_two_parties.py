@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.office import write_folder
 from tests.parties import kill_after, run, start, write_corpus, write_key, write_private, write_recipe
 
 
@@ -67,6 +68,20 @@ def test_a_released_stage_is_skipped_and_the_bundle_repeats(released):
         assert line.endswith("unchanged, skipped")
     assert (released / "tiny.st").read_bytes() == before
     assert stat.S_IMODE((released / "provider.key").stat().st_mode) == 0o600
+
+
+def test_an_owner_sees_what_the_largest_clusters_are_about(released):
+    home = released / "home"
+    found = json.loads(run("owner", "inspect", "tiny.st", "--json", cwd=released, home=home).stdout)
+    largest, terms = found["largest_clusters"], found["manifest"]["training"]["cluster_terms"]
+    assert [entry["windows"] for entry in largest] == sorted((e["windows"] for e in largest), reverse=True)
+    assert sum(entry["windows"] for entry in largest) == found["manifest"]["clusters"]["corpus_windows"]
+    assert len(terms) == 4
+    assert sum(map(bool, terms)) > 1
+    shown = run("owner", "inspect", "tiny.st", cwd=released, home=home).stdout
+    for entry in largest:
+        assert entry["label"] == (", ".join(terms[entry["cluster"]][:3]) or f"cluster {entry['cluster']}")
+        assert f"of windows · {entry['label']}\n" in shown
 
 
 def test_a_release_killed_by_sigkill_at_many_moments_gives_the_same_bytes(released, tmp_path):
@@ -454,3 +469,16 @@ def test_a_private_model_says_what_it_promises_and_can_be_audited(released):
 def test_what_a_promise_does_not_account_for_is_refused(released, others):
     done = specialize(released, "--dp-epsilon", 1, *others)
     assert_refused(done, "does not account for", released)
+
+
+def test_an_office_folder_is_specialized_in_one_command_and_every_skip_is_named(released):
+    expected = write_folder(released / "office")
+    done = specialize(released, data="office", out="from-office")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((released / "from-office" / "report.json").read_text())
+    assert {item["path"]: item["reason"] for item in report["skipped"]} == expected
+    assert len(report["skipped"]) == len(expected)
+    assert f"{len(expected)} skipped (see report.json)" in done.stderr
+    assert report["documents"] > 20
+    assert report["duplicates"]["exact"] >= 1
+    assert {layer["name"] for layer in report["isolation"]["layers"]} >= {"landlock", "seccomp"}

@@ -5,6 +5,7 @@ import click
 from owner.cli.privacy import audit, histogram
 from owner.cli.specializing import specialize
 from owner.cli.trusting import inspect, trust
+from owner.cli.using import compare, evaluate, export, generate
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -13,5 +14,5 @@ def main() -> None:
     """Specialize a signed bundle on private documents. Nothing is sent anywhere."""
 
 
-for command in (trust, inspect, specialize, audit, histogram):
+for command in (trust, inspect, specialize, audit, histogram, evaluate, compare, generate, export):
     main.add_command(command)

@@ -135,19 +135,28 @@ def decode_html(content: bytes) -> str:
 
     Raises Unreadable for NUL bytes, an encoding that is not known, and bytes that break it.
     """
-    encoding, skip = text_encoding(content)
+    _, skip = text_encoding(content)
     declared = _DECLARED.search(content, 0, _DECLARED_WITHIN_BYTES)
-    if not skip and declared:
+    return decode_as(content, declared[1].decode("ascii", "replace") if declared and not skip else "utf-8")
+
+
+def decode_as(content: bytes, label: str) -> str:
+    """Return characters by byte order mark, else by the label of a page or message; strict.
+
+    Raises Unreadable for NUL bytes, an encoding that is not known, and bytes that break it.
+    """
+    encoding, skip = text_encoding(content)
+    if not skip:
         try:
-            encoding = codecs.lookup(declared[1].decode("ascii")).name
-        except (LookupError, UnicodeDecodeError):
+            encoding = codecs.lookup(label).name
+        except (LookupError, ValueError):
             encoding = ""
         if encoding in _LATIN_1:
             encoding = "cp1252"
         elif encoding.startswith("utf-16"):
             encoding = "utf-8"  # as browsers do: the declaration could be read, so it is not UTF-16
         if not encoding.startswith(_HTML_CODECS):
-            raise Unreadable("declares an encoding that is not known; save the page as UTF-8")
+            raise Unreadable("declares an encoding that is not known; save it as UTF-8")
     if not encoding.startswith("utf-16") and not encoding.startswith("utf-32"):
         _refuse_nul(content)
     decoder = codecs.getincrementaldecoder(encoding)()

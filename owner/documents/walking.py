@@ -15,7 +15,28 @@ from typing import IO
 from owner.documents.decoding import Unreadable
 from shared.errors import DocumentsError
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".html", ".htm", ".txt.gz", ".md.gz", ".jsonl.gz")
+TEXTS = (".txt", ".md", ".jsonl", ".html", ".htm", ".txt.gz", ".md.gz", ".jsonl.gz")
+"""Read by the owner's process itself."""
+CONVERTED = (
+    *(".json", ".csv", ".tsv", ".json.gz", ".csv.gz", ".tsv.gz", ".eml", ".mbox", ".epub"),
+    *(".parquet", ".pdf", ".docx", ".pptx", ".xlsx"),
+    *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"),
+)
+"""Read by a child with limits (owner/documents/converting.py)."""
+SUFFIXES = TEXTS + CONVERTED
+EXTRA = "pip install 'planearly[documents]'"
+FORMATS = (
+    "files that end in .txt .md .html .jsonl .json .csv .tsv .eml .mbox .epub .zip .tar .tgz, or, with"
+    f" {EXTRA}, in .parquet .pdf .docx .pptx .xlsx"
+)
+_INSTEAD = {
+    **dict.fromkeys((".doc", ".dot", ".rtf", ".odt", ".pages"), ".docx"),
+    **dict.fromkeys((".ppt", ".pps", ".odp", ".key"), ".pptx"),
+    **dict.fromkeys((".xls", ".ods", ".numbers"), ".xlsx"),
+    **{".docm": ".docx", ".pptm": ".pptx", ".xlsm": ".xlsx", ".xlsb": ".xlsx"},
+    **{".msg": ".eml", ".pst": ".mbox", ".mobi": ".epub", ".7z": ".zip", ".rar": ".zip"},
+}
+"""What an owner can save a file as that is not read."""
 
 MACHINE_FAULTS = (
     *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
@@ -40,7 +61,10 @@ class PrivateFile:
 
     location: str
     name: str
-    status: os.stat_result
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
 
 
 def check_root(path: Path) -> Path:
@@ -48,8 +72,7 @@ def check_root(path: Path) -> Path:
     try:
         root = path.resolve(strict=True)
         if stat.S_ISDIR(root.stat().st_mode) and not os.listdir(root):
-            hint = f"put files there that end in {' '.join(SUFFIXES[:5])}"
-            raise DocumentsError(f"{path}: the folder is empty", hint=hint)
+            raise DocumentsError(f"{path}: the folder is empty", hint=f"put {FORMATS}")
     except (OSError, RuntimeError) as error:
         reason = "symbolic links in a circle"
         if isinstance(error, OSError):
@@ -67,7 +90,7 @@ def list_files(root: Path, skipped: list[Skipped]) -> Iterator[PrivateFile]:
         if reason:
             skipped.append(Skipped(printable(root.name), reason))
         else:
-            yield PrivateFile(str(root), root.name, status)
+            yield _file(str(root), root.name, status)
         return
     folders = [_list_folder(str(root), "", skipped)]
     while folders:
@@ -87,7 +110,11 @@ def list_files(root: Path, skipped: list[Skipped]) -> Iterator[PrivateFile]:
         elif stat.S_ISDIR(status.st_mode):
             folders.append(_list_folder(location, name + "/", skipped))
         else:
-            yield PrivateFile(location, name, status)
+            yield _file(location, name, status)
+
+
+def _file(location: str, name: str, status: os.stat_result) -> PrivateFile:
+    return PrivateFile(location, name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _list_folder(location: str, prefix: str, skipped: list[Skipped]) -> list[tuple[bytes, str]]:
@@ -116,9 +143,17 @@ def _unwanted(name: str, status: os.stat_result, is_root: bool = False) -> str:
         return ""
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    if not name.lower().endswith(SUFFIXES):
-        return f"unsupported extension {printable(os.path.splitext(name)[1]) or '(none)'}"
-    return "" if status.st_size else "empty file"
+    return unsupported(name) or ("" if status.st_size else "empty file")
+
+
+def unsupported(name: str) -> str:
+    """Return why a file of this name is not read, or nothing."""
+    if name.lower().endswith(SUFFIXES):
+        return ""
+    suffix = os.path.splitext(name)[1]
+    instead = _INSTEAD.get(suffix.lower())
+    reason = f"unsupported extension {printable(suffix[:20]) or '(none)'}"
+    return f"{reason}; save it as {instead}" if instead else reason
 
 
 @contextmanager
@@ -129,7 +164,7 @@ def open_file(file: PrivateFile) -> Iterator[IO[bytes]]:
     descriptor = os.open(file.location, os.O_RDONLY | flags)
     with os.fdopen(descriptor, "rb") as opened:
         status = os.fstat(descriptor)
-        if (status.st_dev, status.st_ino) != (file.status.st_dev, file.status.st_ino):
+        if (status.st_dev, status.st_ino) != (file.device, file.inode):
             raise Unreadable("replaced while being read")
         yield opened
 
@@ -137,7 +172,7 @@ def open_file(file: PrivateFile) -> Iterator[IO[bytes]]:
 def refuse_change(file: PrivateFile, opened: IO[bytes], then: str = "") -> None:
     """Raise Unreadable if size or time of the open file are no longer those listed."""
     now = os.fstat(opened.fileno())
-    if (now.st_size, now.st_mtime_ns) != (file.status.st_size, file.status.st_mtime_ns):
+    if (now.st_size, now.st_mtime_ns) != (file.size, file.mtime_ns):
         raise Unreadable(f"changed while being read{then}")
 
 

@@ -6,12 +6,10 @@ It gets the piece list on its standard input, no private text, and inherits the 
 parent does again. The check of the list itself (shared/pieces.py) is not replaced by this.
 """
 
-import json
 import signal
 import subprocess
-import sys
-from dataclasses import asdict, dataclass
 
+from owner.documents.limited import Limits, start_limited
 from shared.errors import BundleError, PlanearlyError
 from shared.pieces import SPACE, build_tokenizer, read_pieces
 from shared.strict_json import UNPRINTABLE
@@ -20,32 +18,14 @@ PROBE_CHARACTERS = 20_000
 """Of the pieces themselves, encoded and decoded again in the child."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a child may use before it is taken for hostile. All ours."""
+LIMITS = Limits(memory_bytes=512 << 20, cpu_s=5, wall_s=20.0)
+"""All ours. 65,536 pieces of 8 random letters, which share nothing, need less memory."""
 
-    memory_bytes: int = 512 << 20
-    """Of address space (Linux). 65,536 pieces of 8 random letters, which share nothing, need less."""
-    cpu_s: int = 5
-    wall_s: float = 20.0
-    """For a machine that is busy."""
-
-
-LIMITS = Limits()
-
-START = """
-import gc, json, sys
+_START = """
+import gc
 gc.disable()  # a short life, in which a hostile list of millions would be walked again and again
-path, limits, argument = json.loads(sys.argv[1])
-sys.path[:] = path
-if sys.platform == "linux":
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"],) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"],) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 content = sys.stdin.buffer.read()
 """
-"""What every child begins with: the parent's import path, then the limits, then the bytes."""
 
 BUILD = """
 from owner.trust.trying import build
@@ -64,15 +44,8 @@ def run_limited(code: str, content: bytes, argument: int = 0, limits: Limits = L
     What it prints is its refusal; ending in any other way than with status 0 is one too. Raises
     BundleError with the reason.
     """
-    # Not the current folder (""), which may be anyone's.
-    start = json.dumps([[entry for entry in sys.path if entry], asdict(limits), argument])
     said = b""
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", START + code, start],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as child:
+    with start_limited(_START + code, argument, limits) as child:
         try:
             said, _ = child.communicate(content, timeout=limits.wall_s)
         except subprocess.TimeoutExpired:
