@@ -48,6 +48,6 @@ vectors: $(VENV)/.installed-dev
 	$(BIN)/python tests/vectors/build.py
 
 # Everything an owner needs as wheels in wheelhouse/, for a machine without a network: docs/howto/air-gap.md
-EXTRAS ?= embedder,lora,dp
+EXTRAS ?= documents,embedder,dp,lora,gguf,onnx
 wheelhouse: $(VENV)/bin/python
 	$(BIN)/python examples/airgap/pack.py wheelhouse constraints.txt $(EXTRAS)
