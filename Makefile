@@ -40,7 +40,7 @@ test: $(VENV)/.installed-dev
 
 # Rewrite what the documents repeat from the code (a test fails when it is stale), then build site/.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python docs/refresh.py
+	$(BIN)/python -m docs.refresh
 	$(BIN)/zensical build --strict --clean
 
 # Rebuild tests/vectors from their seed; `git diff` is empty unless the format changed.
