@@ -1,8 +1,8 @@
 """Rewrite what documents repeat from the code: help texts, recipe fields, demo output, file tree.
 
-`make docs` runs it (`python -m docs.refresh`) before it builds the site; tests/test_docs.py fails when a block is
-stale. Everything outside the blocks, which stand between `<!-- name -->` and `<!-- /name -->` on any page, is
-written by hand. A new file that is no .py file needs a line in OTHER_FILES.
+`make docs` runs it (`python -m docs.refresh`) before it builds the site; tests/test_docs.py fails when a
+block is stale. Everything outside the blocks, which stand between `<!-- name -->` and `<!-- /name -->` on any
+page, is written by hand. A new file that is no .py file needs a line in OTHER_FILES.
 """
 
 import ast
