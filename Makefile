@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo check fix test docs vectors wheelhouse
+.PHONY: setup demo check fix test docs vectors wheelhouse llamacpp
 
 setup: $(VENV)/.installed-dev
 
@@ -51,3 +51,8 @@ vectors: $(VENV)/.installed-dev
 EXTRAS ?= documents,embedder,dp,lora,gguf,onnx
 wheelhouse: $(VENV)/bin/python
 	$(BIN)/python examples/airgap/pack.py wheelhouse constraints.txt $(EXTRAS)
+
+# Compile llama.cpp (minutes) and run the tests that need it, which `make check` skips without it.
+llamacpp: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llamacpp]'
+	$(BIN)/pytest tests/test_exporting.py
