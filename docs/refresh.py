@@ -44,6 +44,8 @@ OTHER_FILES = {
     "provider/atlas.html.j2": "the page of `provider atlas`, as a Jinja template that escapes every text",
     "provider/atlas.css": "how that page looks, light and dark",
     "tests/vectors/*": "good and bad bundles; vectors.json says which step refuses which",
+    "owner/report/report.html.j2": "the page, with holes for what the report says",
+    "owner/report/report.css": "its one style sheet: light, dark, narrow, on paper",
     "examples/demo/pn16.toml": "the recipe of the demo bundle",
     "examples/demo/pn16.st": "the demo bundle",
     "examples/demo/provider.pub": "the public key that verifies it",

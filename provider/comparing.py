@@ -144,6 +144,11 @@ def _changes_of_perplexity(found: dict[str, Any]) -> list[tuple[float, dict[str,
     return sorted(changes, key=lambda change: -abs(change[0]))
 
 
+def _counted(changes: list[tuple[float, dict[str, Any]]]) -> str:
+    lower, higher = (sum(sign * change > 0 for change, _ in changes) for sign in (-1, 1))
+    return f"lower in {lower}, higher in {higher}, the same in {len(changes) - lower - higher}"
+
+
 def _title(side: dict[str, Any]) -> str:
     return f"{side['name']} version {side['version']}"
 
@@ -158,8 +163,8 @@ def describe_changes(found: dict[str, Any]) -> Iterator[str]:
     for side in ("old", "new"):
         yield f"{side:<11} {_title(found[side])} of {found[side]['created']} · key {found[side]['key_id']}"
     for name, (before, after) in found["sizes"].items():
-        grown = f" ({after - before:+,})" if after != before else " (the same)"
-        yield f"{'size':<11} {name.replace('_', ' ')} {before:,} -> {after:,}{grown}"
+        if after != before:
+            yield f"{'size':<11} {name.replace('_', ' ')} {before:,} -> {after:,} ({after - before:+,})"
     for path, (before, after) in found["fields"].items():
         yield f"{'field':<11} {_short(path)}: {_short(before)} -> {_short(after)}"
     for sign, part in (("added", "added"), ("removed", "removed")):
@@ -190,12 +195,10 @@ def _describe_clusters(found: dict[str, Any]) -> Iterator[str]:
     if changes and not found["same_tokenizer"]:
         yield f"{'perplexity':<11} not comparable: the tokenizers differ"
     elif changes:
-        lower = sum(change < 0 for change, _ in changes)
-        yield (
-            f"{'perplexity':<11} lower in {lower} of {len(changes)} clusters,"
-            " as far as the held-out text is the same"
-        )
+        yield f"{'perplexity':<11} {_counted(changes)}, as far as the held-out text is the same"
         for change, match in changes[:MOVED_SHOWN]:
+            if not change:
+                break
             old, new = match["perplexity"]
             yield f"{'':<11} {match['cluster']} ({match['label']}) {old:,.1f} -> {new:,.1f} ({change:+.1%})"
 
@@ -217,8 +220,7 @@ def changelog_entry(found: dict[str, Any]) -> Iterator[str]:
     ]
     changes = _changes_of_perplexity(found)
     if changes and found["same_tokenizer"]:
-        lower = sum(change < 0 for change, _ in changes)
-        changed.append(f"held-out perplexity is lower in {lower} of {len(changes)} clusters")
+        changed.append(f"held-out perplexity of {len(changes)} clusters: {_counted(changes)}")
     if not found["clusters"]["same_centroids"]:
         changed.append("the clustering: histograms made with the old one do not fit")
     sources = {

@@ -37,6 +37,11 @@ WORD = rf"\b[^\W\d_]{{3,{MAX_TERM_CHARACTERS}}}\b"
 """Letters of any script; digits and underscores beside them make it no word."""
 
 
+def naming_inputs(sorted_digest: str, seed: int) -> dict[str, object]:
+    """Return what decides the stage."""
+    return {"sorted": sorted_digest, "seed": seed}
+
+
 def name_clusters(
     work: Path, sorting_stage: Stage, pieces: bytes, n_clusters: int, seed: int, say: Say
 ) -> list[list[str]]:
@@ -47,7 +52,7 @@ def name_clusters(
         terms = cluster_terms(windows, n_clusters, build_tokenizer(read_pieces(pieces)), seed)
         return {"terms": terms, "named": sum(map(bool, terms)), "clusters": n_clusters}
 
-    stage = run_stage(work, "terms", {"sorted": sorting_stage.digest, "seed": seed}, run)
+    stage = run_stage(work, "terms", naming_inputs(sorting_stage.digest, seed), run)
     tell(say, "terms", stage, "{named} of {clusters} clusters named by their foremost words")
     return list(stage.report["terms"])
 

@@ -28,7 +28,7 @@ from shared.slm import build_slm
 from shared.training import Say
 
 PUBLIC_KEY_FILE = "provider.pub"
-NAMED = ("steps", "rows_per_step", "learning_rate")
+NAMED = ("steps", "rows_per_step", "learning_rate", "optimizer")
 """Fields of a TrainConfig that have a field of their own in a training record; `schedule` has the others."""
 LOSS_TOLERANCE = 1e-2
 """Nats/token by which an expert of the written bundle, run on the CPU, may differ from the training record:
@@ -72,8 +72,9 @@ def publish(
         "learning_rate": recipe.pretraining.learning_rate,
         "optimizer": recipe.pretraining.optimizer,
         "rows_per_step": recipe.pretraining.rows_per_step,
-        "schedule": {"optimizer": "adam"}
-        | {name: value for name, value in recipe.pretraining.result_fields().items() if name not in NAMED},
+        "schedule": {
+            name: value for name, value in recipe.pretraining.result_fields().items() if name not in NAMED
+        },
         "comparison": comparisons,
         **main.record,
         **(record or {}),

@@ -24,6 +24,21 @@ from shared.signature import public_key_pem
 from shared.training import Say
 
 
+def pretraining_inputs(recipe: Recipe, system: str, sorted_digest: str) -> dict[str, Any]:
+    """Return what decides a system's weights; for one request or one expert there is more."""
+    inputs: dict[str, Any] = {
+        "sorted": sorted_digest,
+        "system": system,
+        "model": recipe.model.to_dict(),
+        "pretraining": recipe.pretraining.result_fields(),
+        "weights": recipe.weights,
+        "seed": recipe.seed,
+    }
+    if system == "pn" and recipe.projection is not None:
+        inputs["projection"] = asdict(recipe.projection)
+    return inputs
+
+
 def pretrain_system(
     recipe: Recipe,
     system: str,
@@ -41,16 +56,7 @@ def pretrain_system(
     `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone. The
     other ranks are told what to do: they wait in `follow`.
     """
-    inputs: dict[str, Any] = {
-        "sorted": sorting_stage.digest,
-        "system": system,
-        "model": recipe.model.to_dict(),
-        "pretraining": recipe.pretraining.result_fields(),
-        "weights": recipe.weights,
-        "seed": recipe.seed,
-    }
-    if system == "pn" and recipe.projection is not None:
-        inputs["projection"] = asdict(recipe.projection)
+    inputs = pretraining_inputs(recipe, system, sorting_stage.digest)
     if weights_K is not None:
         inputs["weights_of_clusters"] = weights_K.tolist()
     if experts:

@@ -123,6 +123,7 @@ def _training(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "optimizer steps", f"{training['steps']:,}"
     yield "tokens seen", f"{training['tokens']:,}"
     yield "rows per step", f"{training['rows_per_step']:,} of {manifest.model.context_tokens:,} tokens"
+    yield "optimizer", manifest.optimizer
     yield "peak learning rate", training["learning_rate"]
     schedule = training.get("schedule")
     for name, value in sorted(schedule.items()) if isinstance(schedule, dict) else ():

@@ -40,7 +40,7 @@ def folder(tmp_path):
     old["training"]["comparison"] = {
         "slm": {"heldout_loss": 2.75, "heldout_loss_per_cluster": [2.0, 2.5, None]}
     }
-    old["training"]["schedule"] = {"optimizer": "adam", "warmup_steps": 3}
+    old["training"]["schedule"] = {"warmup_steps": 3}
     new = json.loads(json.dumps(old)) | {"version": 2, "license": "CC BY-SA 4.0"}
     new["training"]["heldout_loss_per_cluster"] = [2.0, 2.5, None]
     new["training"]["sources"] = [{"name": "another's text", "license": "CC BY 4.0"}]

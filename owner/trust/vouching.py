@@ -93,7 +93,7 @@ def check_vouched(trust: Trust, bundle: "Bundle") -> dict[str, Any]:
     is revoked, or below the minimum version of a trust file that lists its key.
     """
     name, version, key_id = bundle.manifest.name, bundle.manifest.version, bundle.key_id
-    digest = bundle.manifest.sha256
+    digest = manifest_digest(bundle)
     for file in trust.files:
         if digest in file.revoked_bundles:
             raise BundleError(
@@ -167,3 +167,8 @@ def related_key_ids(trust: Trust, key_id: str) -> set[str]:
 def _revoked_by(trust: Trust, key_id: str) -> str:
     """Return the name of a trust file that revokes the key, or an empty text."""
     return next((file.name for file in trust.files if key_id in file.revoked_keys), "")
+
+
+def manifest_digest(bundle: "Bundle") -> str:
+    """Return the SHA-256 of the signed manifest, by which a trust file revokes a bundle."""
+    return bundle.manifest.sha256

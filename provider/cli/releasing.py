@@ -68,6 +68,7 @@ from shared.terminal import watched
     type=click.Path(path_type=Path),
     help="Folder for TensorBoard's events of all trainings in the work folder, as they go on.",
 )
+@click.option("--dry-run", is_flag=True, help="Only say what would run, how long and how large.")
 @click.option("--quiet", is_flag=True, help="Print errors and the result only.")
 def release(
     recipe: Path,
@@ -84,12 +85,17 @@ def release(
     workers: int | None,
     sbatch: tuple[str, ...],
     tensorboard: Path | None,
+    dry_run: bool,
     quiet: bool,
 ) -> None:
     """Run the whole pipeline of a recipe and write a signed bundle.
 
     On several GPUs or cores: torchrun --standalone --nproc-per-node 8 --no-python provider release ...
     """
+    if dry_run:
+        if histogram is not None or expert is not None:
+            raise click.UsageError("--dry-run plans a whole recipe: leave out --histogram and --expert")
+        return plan(recipe, corpus, work, device, embedder)
     with errors_printed():
         from provider.parallel import joined
         from provider.recipe import read_recipe
@@ -124,3 +130,13 @@ def events_of(work: Path, folder: Path) -> AbstractContextManager[None]:
             "--tensorboard needs the package tensorboard", hint="pip install tensorboard"
         ) from None
     return events_written(work, folder)
+
+
+def plan(recipe: Path, corpus: str, work: Path, device: str, embedder: Path | None) -> None:
+    """Print what a release would do."""
+    with errors_printed():
+        from provider.planning import plan_release
+        from provider.recipe import read_recipe
+
+        for line in plan_release(read_recipe(recipe), corpus, work, device, embedder):
+            click.echo(line)
