@@ -15,7 +15,6 @@ from docs.excerpts import (
     commands_block,
     decisions_block,
     fence,
-    help_of,
     python_block,
     python_example_block,
     recipe_block,
