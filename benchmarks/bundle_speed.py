@@ -47,9 +47,8 @@ def _random(shape: tuple[int, ...]) -> torch.Tensor:
     return block.repeat(-(-count // BLOCK))[:count].reshape(shape)
 
 
-def make_bundle(path: Path, size: str) -> None:
+def make_bundle(path: Path, preset: str, n_experts: int, capacity: int, layers: tuple[int, ...]) -> None:
     """Write a bundle of random weights."""
-    preset, n_experts, capacity, layers = SIZES[size]
     config = PRESETS[preset]
     shapes, linears = model_shapes(config)
     feed_forward = [
@@ -69,7 +68,7 @@ def make_bundle(path: Path, size: str) -> None:
     tensors["clusters.counts"] = torch.ones(n_experts, dtype=torch.int64)
     tensors["files.tokenizer.json"] = torch.frombuffer(bytearray(b"[]"), dtype=torch.uint8)
     manifest = {
-        "name": f"random-{size}",
+        "name": f"random-{preset}",
         "version": 1,
         "created": "2026-11-21T00:00:00Z",
         "license": "CC0-1.0",
@@ -141,7 +140,7 @@ def main() -> None:
         options.size = "toy"
     options.bundle = options.bundle or Path(tempfile.gettempdir()) / f"random-{options.size}.st"
     if not options.bundle.exists():
-        make_bundle(options.bundle, options.size)
+        make_bundle(options.bundle, *SIZES[options.size])
     if not options.only:
         _hash(options.bundle)  # from now on the file lies in memory, for all alike
     path, all_cores = options.bundle, os.sched_getaffinity(0)

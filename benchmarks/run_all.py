@@ -20,6 +20,7 @@ TABLES = (
     ("kmeans_speed", []),
     ("loader_share", []),
     ("training_memory", []),
+    ("growth", []),
 )
 """Each table and its options, in the order of docs/benchmarks.md."""
 

@@ -3,7 +3,7 @@
   python benchmarks/scaling.py [--price 2.0] [--write]
 
 Prints the tables of docs/scaling.md, or writes them there; --price is that of a GPU hour. First the model of
-benchmarks/costs.py beside the paper's Tables 2 and 3 and what one core was measured to do (rates.py),
+provider/costs.py beside the paper's Tables 2 and 3 and what one core was measured to do (rates.py),
 then the plan. Everything given is in scaling.toml. One constant is fitted: the share of all peaks that is
 reached, to the training cells of SLM and LLM in Table 2.
 """
@@ -16,9 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from costs import Cost, Machine, Plan, System, distinct, forward_cost, resident_bytes, step_cost, step_terms
-
 from owner.training.finetuning import FinetuneConfig
+from provider.costs import (
+    Cost,
+    Machine,
+    Plan,
+    System,
+    distinct,
+    forward_cost,
+    resident_bytes,
+    step_cost,
+    step_terms,
+)
 from provider.recipe import read_recipe
 from shared.embedding import BATCH_PIECES, SUB_WINDOW_PIECES, WIDTH
 from shared.embedding import CONFIG as EMBEDDER

@@ -1,25 +1,29 @@
-"""Rewrite what README.md repeats from elsewhere: the demo's output, the help texts, the file tree.
+"""Rewrite what documents repeat from the code: help texts, recipe fields, demo output, file tree.
 
-`make docs` runs it; tests/test_docs.py fails when a block is stale. Everything outside the blocks, which
-stand between `<!-- name -->` and `<!-- /name -->`, is written by hand. A new file that is no .py file
-needs a line in OTHER_FILES.
+`make docs` runs it (`python -m docs.refresh`) before it builds the site; tests/test_docs.py fails when a
+block is stale. Everything outside the blocks, which stand between `<!-- name -->` and `<!-- /name -->` on any
+page, is written by hand. A new file that is no .py file needs a line in OTHER_FILES.
 """
 
 import ast
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import click
-from click.testing import CliRunner
+from docs.excerpts import (
+    commands_block,
+    decisions_block,
+    fence,
+    help_of,
+    python_block,
+    python_example_block,
+    recipe_block,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_OUTPUT = "examples/demo/output.txt"
-HELP_COLUMNS = 100
 NAME_COLUMNS = 32
-COMMANDS = ("owner", "owner specialize", "owner histogram", "provider release")
-"""Commands whose help stands in README.md."""
 
 FOLDERS = ("shared", "provider", "owner", "tests", "benchmarks", "examples", "docs")
 """Folders of the tree, in reading order; a package's line is its own docstring."""
@@ -35,7 +39,11 @@ OTHER_FILES = {
     "constraints.txt": "the versions that the tests were run with",
     ".ci/run": "what CI runs: `make check`",
     ".gitignore": "what is never committed: environments, private keys, results",
+    "provider/atlas.html.j2": "the page of `provider atlas`, as a Jinja template that escapes every text",
+    "provider/atlas.css": "how that page looks, light and dark",
     "tests/vectors/*": "good and bad bundles; vectors.json says which step refuses which",
+    "owner/report/report.html.j2": "the page, with holes for what the report says",
+    "owner/report/report.css": "its one style sheet: light, dark, narrow, on paper",
     "examples/demo/pn16.toml": "the recipe of the demo bundle",
     "examples/demo/pn16.st": "the demo bundle",
     "examples/demo/provider.pub": "the public key that verifies it",
@@ -43,6 +51,14 @@ OTHER_FILES = {
     "examples/demo/output.txt": "what it printed",
     "examples/quickstart/release.toml": "a laptop's recipe",
     "examples/trust.toml": "the plan of a trust file",
+    "zensical.toml": "the documentation site: its pages and their order",
+    "docs/index.md": "the first page of the site",
+    "docs/tutorials/*.md": "the first quarter of an hour of each party; every command is run by a test",
+    "docs/howto/*.md": "one task a page",
+    "docs/explanation/*.md": "the paper's ideas in plain words, with pictures",
+    "docs/explanation/*.svg": "the pictures",
+    "docs/reference/*.md": "made from the code: commands, recipe, report, Python, this tree",
+    "docs/assets/*": "a script of 1.4 kB that lets the site's search work from disk; a style for tables",
     "examples/release-pn32.toml": "the paper's full-size run, as it would be run",
     "benchmarks/paper/*-recipe.toml": "the recipe that a plan varies",
     "benchmarks/paper/*.toml": "a plan: systems, budgets, seeds, rates, sizes",
@@ -130,33 +146,10 @@ def tree_block(root: Path = ROOT) -> str:
     return fence("\n".join(lines))
 
 
-def help_of(command: str) -> str:
-    """Return what `command --help` prints on a terminal of HELP_COLUMNS columns."""
-    from owner.cli import main as owner
-    from provider.cli import main as provider
-
-    groups: dict[str, click.Group] = {"owner": owner, "provider": provider}
-    name, *rest = command.split()
-    result = CliRunner().invoke(groups[name], [*rest, "--help"], prog_name=name, terminal_width=HELP_COLUMNS)
-    if result.exit_code != 0:
-        raise RuntimeError(f"{command} --help: exit code {result.exit_code}")
-    return result.output.rstrip()
-
-
-def help_block() -> str:
-    """Return the help texts of COMMANDS."""
-    return "\n\n".join(fence(f"$ {command} --help\n{help_of(command)}") for command in COMMANDS)
-
-
 def demo_block(root: Path = ROOT) -> str | None:
     """Return the demo's recorded output, or None where there is none."""
     path = root / DEMO_OUTPUT
     return fence("$ make demo\n" + path.read_text(encoding="utf-8").rstrip()) if path.exists() else None
-
-
-def fence(text: str) -> str:
-    """Return the text as a fenced block."""
-    return f"```\n{text}\n```"
 
 
 def replace_block(text: str, name: str, content: str) -> str:
@@ -168,23 +161,41 @@ def replace_block(text: str, name: str, content: str) -> str:
     return head + begin + content + rest[rest.index(end) :]
 
 
+BLOCKS: dict[str, Callable[[Path], str | None]] = {
+    "demo": demo_block,
+    "owner-commands": lambda root: commands_block("owner"),
+    "provider-commands": lambda root: commands_block("provider"),
+    "recipe-fields": lambda root: recipe_block(),
+    "python-api": lambda root: python_block(),
+    "python-example": python_example_block,
+    "decisions": decisions_block,
+    "tree": tree_block,
+}
+"""What may stand on a page, by the name between its markers; None leaves the block as it is."""
+
+
 def refresh(text: str, root: Path = ROOT) -> str:
-    """Return README.md's text with every block as it should be; the demo's stays without an output."""
-    blocks = {"demo": demo_block(root), "help": help_block(), "tree": tree_block(root)}
-    for name, content in blocks.items():
-        if content is not None:
+    """Return a page's text with every block that it has as it should be."""
+    for name, block in BLOCKS.items():
+        has_block = f"<!-- {name} -->\n" in text
+        if has_block and (content := block(root)) is not None:
             text = replace_block(text, name, content)
     return text
 
 
+def pages(root: Path = ROOT) -> list[Path]:
+    """Return every document that may have blocks."""
+    return sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")])
+
+
 def main() -> None:
-    """Rewrite README.md if a block is stale."""
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = refresh(before)
-    if after != before:
-        path.write_text(after, encoding="utf-8")
-    print("README.md: " + ("rewritten" if after != before else "up to date"))
+    """Rewrite the pages whose blocks are stale, and name them."""
+    for path in pages():
+        before = path.read_text(encoding="utf-8")
+        after = refresh(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: rewritten")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from owner.choice.candidates import SLM, check_method
+from owner.choice.candidates import check_method
 from owner.choice.selecting import choose_expert, describe_selection
 from owner.documents.duplicates import read_distinct
 from owner.documents.walking import Skipped
@@ -22,10 +20,22 @@ from owner.isolation.places import unfinished_folder
 from owner.isolation.walls import Walls
 from owner.privacy.accounting import PrivacyConfig, describe_privacy, plan_privacy
 from owner.privacy.canaries import canaries_file, draw_canaries, plant_canaries
-from owner.training.adapting import WITHOUT_DP, Replay, adapt, check_pack, check_teacher, finetune_teacher
+from owner.report.metering import Clock, Meter
+from owner.report.recording import (
+    cluster_labels,
+    describe_bundle,
+    describe_result,
+    digests,
+    perplexities,
+    software,
+    uncertainty,
+)
+from owner.report.sampling import sample
+from owner.report.writing import write_report
+from owner.training.adapting import Replay, adapt, check_pack, check_teacher, finetune_teacher
 from owner.training.finetuning import FinetuneConfig
 from owner.training.replaying import ReplayConfig
-from owner.training.saving import REPORT_FILE, save_specialized
+from owner.training.saving import REPORT_FILE, publish_result, stage_model
 from owner.training.unfinished import check_space, discard_work, finished_report, open_work
 from owner.trust.opening import open_tokenizer, open_trusted
 from owner.trust.vouching import read_trust
@@ -33,8 +43,9 @@ from shared.bundle import Bundle
 from shared.device import choose_device
 from shared.errors import PlanearlyError
 from shared.files import locked, make_folder
+from shared.names import write_time
+from shared.progress import Say, listening
 from shared.replay import replay_windows
-from shared.training import Say
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class SpecializeConfig:
     """Differential privacy for documents; None: without."""
     canaries: int = 0
     """Random sequences to plant for `owner audit`."""
+    with_samples: bool = False
+    """Whether the report shows how start and result go on with held-out text, which is private."""
 
     def __post_init__(self) -> None:
         others = [
@@ -83,19 +96,6 @@ class SpecializeConfig:
         }
 
 
-class _Clock:
-    """Seconds per stage of this run; what an interrupted run had spent is not in them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
-
-
 def specialize(
     bundle_path: Path,
     data: Path,
@@ -106,14 +106,14 @@ def specialize(
     embedder_folder: Path | None = None,
     walls: Walls | None = None,
 ) -> dict[str, Any]:
-    """Turn a signed bundle and private documents into `out/model/` and `out/report.json`.
+    """Turn a signed bundle and private documents into `out/model/`, `out/report.json` and `out/report.html`.
 
     Paper §2.5, §4.3. Returns the report. Killed at any moment, the same call finishes the job; on CPU
     the model is then bit for bit that of an undisturbed run. Until the last rename everything lies in a
     folder beside `out` that only its owner can read, and that is removed at the end.
     Raises BundleError, SignatureError, DocumentsError, PlanearlyError, OSError; no `out` is left then.
     """
-    clock = _Clock()
+    clock = Clock()
     work = unfinished_folder(out)
     with ExitStack() as stack:
         with clock.stage("verify"):
@@ -143,6 +143,8 @@ def specialize(
             check_teacher(bundle, teacher_bundle)
             say(f"teacher      {config.teacher_path.name} · signed by key {teacher_bundle.key_id}")
         device = choose_device(device_name)
+        meter = Meter(device)
+        stack.enter_context(listening(meter))
         tokenizer = open_tokenizer(bundle)
         skipped: list[Skipped] = []
         finetune = config.finetune
@@ -200,15 +202,11 @@ def specialize(
                 compare=plan is None,
                 privacy=plan,
             )
-        figures = adapted.figures
-        perplexity = {when: figures[adapted.chosen.name][when] for when in ("before", "after")}
-        if WITHOUT_DP in figures:
-            perplexity["without_dp"] = figures[WITHOUT_DP]["after"]
-        if SLM in figures:
-            perplexity |= {f"slm_{when}": figures[SLM][when] for when in ("before", "after")}
+        perplexity = perplexities(adapted)
         report: dict[str, Any] = {
             "perplexity": perplexity,
-            "result": _result(figures[adapted.chosen.name]),
+            "uncertainty": uncertainty(adapted, split),
+            "result": describe_result(adapted),
             "select": config.select,
             "chosen": adapted.chosen.name,
             "start": {
@@ -216,10 +214,11 @@ def specialize(
                 "expert": adapted.chosen.expert,
                 "vector": adapted.chosen.vector,
             },
-            "starts": [_without_vector(start) for start in adapted.starts],
+            "starts": [{"name": start.name, "heldout_loss": start.heldout_loss} for start in adapted.starts],
             "expert": selection.expert if manifest.n_experts > 1 else 0,
             "histogram": selection.histogram,
             "histogram_windows": selection.n_windows,
+            "cluster_labels": cluster_labels(manifest),
             "privacy": describe_privacy(plan, perplexity) if plan else None,
             "tokens": private.windows.n_tokens,
             "heldout_tokens": split.heldout.n_tokens,
@@ -228,51 +227,33 @@ def specialize(
             "documents_sha256": private.digest(),
             "duplicates": asdict(duplicates),
             "skipped": [asdict(item) for item in skipped],
-            "finetuning": figures,
+            "finetuning": adapted.figures,
             "config": config.result_fields(),
-            "bundle": _name(bundle),
-            "replay_pack": _name(pack) if pack else None,
-            "teacher": _name(teacher_bundle) if teacher_bundle else None,
+            "bundle": describe_bundle(bundle),
+            "replay_pack": describe_bundle(pack) if pack else None,
+            "teacher": describe_bundle(teacher_bundle) if teacher_bundle else None,
             "trust": vouchers,
+            "began": write_time(trust.now),
             "device": str(device),
             "isolation": asdict(walls) if walls else None,
-            "seconds": clock.seconds,
+            "samples": None,
+            "software": software(),
             "run": run,
         }
         say(f"result       {report['result']}")
-        save_specialized(
-            work / "result",
-            out,
-            adapted.model.cpu(),
-            tokenizer,
-            report,
-            canaries_file(canaries) if canaries else None,
-        )
+        model = adapted.model.cpu()
+        if config.with_samples:
+            with clock.stage("samples"):
+                start = adapted.chosen.materialize(bundle)
+                report["samples"] = sample(start, model, split, tokenizer, manifest.model.context_tokens)
+        with clock.stage("save"):
+            folder = stage_model(work / "result", model, tokenizer)
+            report["files"] = digests(folder)
+        report |= {"seconds": clock.seconds, "cost": meter.figures()}
+        write_report(folder.parent, report)
+        publish_result(folder.parent, out, canaries_file(canaries) if canaries else None)
         discard_work(work)
         return report
-
-
-def _name(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "key_id": bundle.key_id,
-        "file": bundle.path.name,
-    }
-
-
-def _result(figures: dict[str, Any]) -> str:
-    """Say in words what the model folder holds."""
-    if figures["after"] < figures["before"]:
-        text = f"fine-tuned, as after step {figures['best_step']} of {figures['steps']}"
-    else:
-        text = "as it was before fine-tuning: no step was better on the held-out text"
-    return text + (f"; stopped early: {figures['diverged']}" if figures["diverged"] else "")
-
-
-def _without_vector(start: Any) -> dict[str, Any]:
-    return {"name": start.name, "heldout_loss": start.heldout_loss}
 
 
 def _run_digest(

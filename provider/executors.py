@@ -224,7 +224,7 @@ def _datatrove() -> Any:
         from loguru import logger
     except ImportError:
         raise PlanearlyError(
-            "datatrove is not installed", hint="pip install 'planearly[cluster]', or --executor local"
+            "datatrove is not installed", hint="pip install datatrove ray, or --executor local"
         ) from None
     logger.disable("datatrove")
     return datatrove.executor

@@ -6,6 +6,7 @@ by whatever provider/executors.py is told to use.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,41 @@ from shared.training import Say
 PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"
 
 
+def heldout_every(recipe: Recipe) -> int:
+    """Return how many documents go to each held-out one; 0 where the recipe names files."""
+    return 0 if recipe.corpus.heldout else recipe.corpus.heldout_every
+
+
+# What decides each stage, so that a plan finds the stages that a release will.
+
+
+def tokenizer_inputs(recipe: Recipe, identity: list[list[object]]) -> dict[str, Any]:
+    """Return the tokenizer stage's inputs."""
+    vocab_size, sample_bytes = recipe.model.vocab_size, recipe.tokenizer.sample_bytes
+    return {"files": identity, "vocab_size": vocab_size, "sample_bytes": sample_bytes}
+
+
+def corpus_inputs(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
+    """Return those of cutting the corpus, after a tokenizer stage of this digest."""
+    context, every = recipe.model.context_tokens, heldout_every(recipe)
+    return {"tokenizer": tokenizer, "context_tokens": context, "heldout_every": every}
+
+
+def embedding_inputs(corpus: str) -> dict[str, Any]:
+    """Return those of the embeddings."""
+    return {"corpus": corpus, "embedder": WEIGHTS_SHA256}
+
+
+def clustering_inputs(clustering: ClusteringConfig, seed: int, embeddings: str) -> dict[str, Any]:
+    """Return those of a clustering."""
+    return {"embeddings": embeddings, **asdict(clustering), "seed": seed}
+
+
+def sorting_inputs(clusters: str) -> dict[str, Any]:
+    """Return those of sorting by cluster."""
+    return {"clusters": clusters}
+
+
 def prepare_corpus(
     recipe: Recipe, corpus: Path | str, work: Path, say: Say, executor: Executor = IN_PROCESS
 ) -> tuple[Stage, Stage, int]:
@@ -49,18 +85,9 @@ def prepare_corpus(
             out.write(write_pieces(pieces))
         return {"pieces": len(pieces)}
 
-    tokenizer_stage = run_stage(
-        work,
-        "tokenizer",
-        {
-            "files": identity,
-            "vocab_size": recipe.model.vocab_size,
-            "sample_bytes": recipe.tokenizer.sample_bytes,
-        },
-        tokenize,
-    )
+    tokenizer_stage = run_stage(work, "tokenizer", tokenizer_inputs(recipe, identity), tokenize)
     tell(say, "tokenizer", tokenizer_stage, "{pieces} pieces")
-    every = 0 if recipe.corpus.heldout else recipe.corpus.heldout_every
+    every = heldout_every(recipe)
 
     def cut(folder: Path) -> dict[str, Any]:
         cut = partial(_cut, folder, files, tokenizer_stage.folder, recipe.model.context_tokens, every)
@@ -68,16 +95,7 @@ def prepare_corpus(
         reports = [json.loads(_part_report(folder, number).read_text()) for number in range(len(files))]
         return {name: sum(report[name] for report in reports) for name in reports[0]}
 
-    corpus_stage = run_stage(
-        work,
-        "corpus",
-        {
-            "tokenizer": tokenizer_stage.digest,
-            "context_tokens": recipe.model.context_tokens,
-            "heldout_every": every,
-        },
-        cut,
-    )
+    corpus_stage = run_stage(work, "corpus", corpus_inputs(recipe, tokenizer_stage.digest), cut)
     tell(
         say,
         "corpus",
@@ -129,9 +147,7 @@ def cluster_corpus(
         run_tasks(executor, folder, parts, embed, say, needs_gpu=device.startswith("cuda"))
         return {}
 
-    embedding_stage = run_stage(
-        work, "embeddings", {"corpus": corpus_stage.digest, "embedder": WEIGHTS_SHA256}, embed
-    )
+    embedding_stage = run_stage(work, "embeddings", embedding_inputs(corpus_stage.digest), embed)
     tell(say, "embeddings", embedding_stage, "unit vectors")
 
     def fit(folder: Path) -> dict[str, Any]:
@@ -157,16 +173,7 @@ def cluster_corpus(
         }
 
     clustering_stage = run_stage(
-        work,
-        "clusters",
-        {
-            "embeddings": embedding_stage.digest,
-            "n_clusters": clustering.n_clusters,
-            "fit_windows": clustering.fit_windows,
-            "n_init": clustering.n_init,
-            "seed": seed,
-        },
-        fit,
+        work, "clusters", clustering_inputs(clustering, seed, embedding_stage.digest), fit
     )
     tell(say, "clusters", clustering_stage, "{smallest:,} to {largest:,} windows each")
 
@@ -175,7 +182,7 @@ def cluster_corpus(
         run_tasks(executor, folder, range(clustering.n_clusters), shard, say)
         return {split: count_shards(folder, split, clustering.n_clusters) for split in SPLITS}
 
-    sorting_stage = run_stage(work, "sorted", {"clusters": clustering_stage.digest}, sort)
+    sorting_stage = run_stage(work, "sorted", sorting_inputs(clustering_stage.digest), sort)
     tell(
         say,
         "sorted",

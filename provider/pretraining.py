@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from provider.executors import IN_PROCESS, Executor, run_tasks
 from provider.recipe import Recipe
+from provider.tracking import METRICS_FILE, StepFile
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.device import choose_device, make_deterministic
-from shared.errors import DocumentsError
+from shared.errors import DocumentsError, RecipeError
 from shared.files import write_json
 from shared.importance import describe_resampling
 from shared.losses import HeldoutLoss, Network
@@ -243,6 +244,12 @@ def _pretrain_one(
     if system == "pn":
         projection = recipe.projection
         assert projection is not None
+        if config.optimizer == "muon" and ranks is not ONE_PROCESS:
+            raise RecipeError(
+                "pretraining.optimizer is 'muon', whose updates need whole matrices; of several ranks each"
+                " holds some rows of the banks",
+                hint="use adam, or one process",
+            )
         network = ProjectedNetwork(
             model,
             feed_forward_linears(model, projection.layers),
@@ -267,7 +274,10 @@ def _pretrain_one(
     def heldout() -> Iterable[Microbatch]:
         return all_microbatches(heldout_windows, context, config.rows_per_microbatch)
 
-    result = train(model, trained_network, sampler, heldout, config, folder, say, inputs=system, ranks=ranks)
+    record = StepFile(folder / METRICS_FILE) if ranks.is_first else None
+    result = train(
+        model, trained_network, sampler, heldout, config, folder, say, system, ranks=ranks, record=record
+    )
     dtype = DTYPES[recipe.weights]
     _round(model, network, dtype)
     loss = ranks.evaluate(model, trained_network, heldout())

@@ -28,6 +28,8 @@ from shared.slm import build_slm
 from shared.training import Say
 
 PUBLIC_KEY_FILE = "provider.pub"
+NAMED = ("steps", "rows_per_step", "learning_rate", "optimizer")
+"""Fields of a TrainConfig that have a field of their own in a training record; `schedule` has the others."""
 LOSS_TOLERANCE = 1e-2
 """Nats/token by which an expert of the written bundle, run on the CPU, may differ from the training record:
 other devices multiply in another precision."""
@@ -68,7 +70,11 @@ def publish(
     tensors |= carried
     manifest["training"] |= {
         "learning_rate": recipe.pretraining.learning_rate,
+        "optimizer": recipe.pretraining.optimizer,
         "rows_per_step": recipe.pretraining.rows_per_step,
+        "schedule": {
+            name: value for name, value in recipe.pretraining.result_fields().items() if name not in NAMED
+        },
         "comparison": comparisons,
         **main.record,
         **(record or {}),

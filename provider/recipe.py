@@ -52,6 +52,7 @@ class ClusteringConfig:
     """k-means on window embeddings (paper §3.2)."""
 
     n_clusters: int
+    """k: clusters, and with them experts; the paper's is 32 (§3.2)."""
     fit_windows: int = 1_000_000
     """Windows that k-means is fitted on; all are then assigned to its fixed centroids. Ours, to bound memory
     (1.5 GB): 31,250 per centroid for 32 clusters, 977 for 1,024; faiss' authors advise 50 to 1,000."""
@@ -97,8 +98,11 @@ class Recipe:
     created: datetime
     """Date of the release, with a time zone; stated, not taken from a clock, so that a release repeats."""
     kind: str
+    """"pn": a projected network; "mix": a hard mixture, one model per cluster; "slm": one model."""
     license: str
+    """What owners may do with the weights; published."""
     seed: int
+    """Decides initial weights, batches and k-means; 0 to 4,294,967,295."""
     model: SlmConfig
     corpus: CorpusConfig
     clustering: ClusteringConfig

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from provider.executors import IN_PROCESS, Executor, check_executor
+from provider.naming import name_clusters
 from provider.preparing import PIECES_FILE, cluster_corpus, prepare_corpus, read_clusters
 from provider.pretraining import load_windows, pretrain
 from provider.publishing import PUBLIC_KEY_FILE, publish, publish_replay
@@ -21,6 +22,21 @@ from shared.files import check_writable, locked, make_folder, write_atomic
 from shared.ranks import ONE_PROCESS, Ranks
 from shared.signature import public_key_pem
 from shared.training import Say
+
+
+def pretraining_inputs(recipe: Recipe, system: str, sorted_digest: str) -> dict[str, Any]:
+    """Return what decides a system's weights; for one request or one expert there is more."""
+    inputs: dict[str, Any] = {
+        "sorted": sorted_digest,
+        "system": system,
+        "model": recipe.model.to_dict(),
+        "pretraining": recipe.pretraining.result_fields(),
+        "weights": recipe.weights,
+        "seed": recipe.seed,
+    }
+    if system == "pn" and recipe.projection is not None:
+        inputs["projection"] = asdict(recipe.projection)
+    return inputs
 
 
 def pretrain_system(
@@ -40,16 +56,7 @@ def pretrain_system(
     `weights_K` are importance weights by cluster (§2.4); `experts` those of a mixture to train alone. The
     other ranks are told what to do: they wait in `follow`.
     """
-    inputs: dict[str, Any] = {
-        "sorted": sorting_stage.digest,
-        "system": system,
-        "model": recipe.model.to_dict(),
-        "pretraining": recipe.pretraining.result_fields(),
-        "weights": recipe.weights,
-        "seed": recipe.seed,
-    }
-    if system == "pn" and recipe.projection is not None:
-        inputs["projection"] = asdict(recipe.projection)
+    inputs = pretraining_inputs(recipe, system, sorting_stage.digest)
     if weights_K is not None:
         inputs["weights_of_clusters"] = weights_K.tolist()
     if experts:
@@ -156,9 +163,12 @@ def release(
 
         clusters, windows = cluster(recipe.clustering)
         counts_K, centroids_KW = read_clusters(clusters)
-        weights_K, record = None, dict[str, Any]()
+        pieces = (tokenizer.folder / PIECES_FILE).read_bytes()
+        record = {"cluster_terms": name_clusters(work, windows, pieces, len(counts_K), recipe.seed, say)}
+        weights_K = None
         if request_path is not None:
-            weights_K, record = weights_of_request(recipe, request_path, centroids_KW, counts_K)
+            weights_K, importance = weights_of_request(recipe, request_path, centroids_KW, counts_K)
+            record |= importance
         if expert is not None:
             recipe = one_expert(recipe, expert)
         experts = () if expert is None else (expert,)
@@ -170,7 +180,7 @@ def release(
         }
         ranks.tell(None)
         common: dict[str, Any] = {
-            "pieces": (tokenizer.folder / PIECES_FILE).read_bytes(),
+            "pieces": pieces,
             "out": folder,
             "key": key,
             "embedder_folder": embedder_folder,

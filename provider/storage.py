@@ -42,7 +42,7 @@ def _system(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], url_to_fs(url))
     except (ImportError, ValueError) as error:
         raise PlanearlyError(
-            f"{url}: {error}", hint="pip install 'planearly[s3]' for s3://; others need their fsspec package"
+            f"{url}: {error}", hint="s3:// needs the package s3fs, others their own of fsspec"
         ) from None
 
 

@@ -1,8 +1,8 @@
 """The signed bundle: one safetensors file that is read in one allowed order, or refused.
 
-docs/bundle-format.md is normative: §4 and §5 for the file, §8 for the order. No byte of a tensor is
-handed out before the signature holds and the tensor's own digest has been computed over that very
-buffer. A signature says who published the file, not that its weights are good.
+docs/bundle-format.md is normative: §4 and §5 for the file, §8 for the order. Nothing
+made of a tensor is used before the signature holds and the tensor's own digest has been computed over
+the very bytes it was made of. A signature says who published the file, not that its weights are good.
 """
 
 import contextlib
@@ -12,9 +12,8 @@ import io
 import os
 import stat
 import struct
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,8 @@ run. Ours."""
 
 Source = torch.Tensor | Callable[[], torch.Tensor]
 Progress = Callable[[int, int], None]
+Take = Callable[[torch.Tensor, int], None]
+"""(part of a tensor, flat and as stored; the position of its first element)."""
 
 
 @contextlib.contextmanager
@@ -101,31 +102,13 @@ class Bundle:
         Raises BundleError when there is none of that name, or it is not what was signed.
         """
         entry = self._entry(name)
-        return self._read(name, np.empty(entry.end - entry.start, np.uint8))
+        room = np.empty(entry.end - entry.start, np.uint8)
+        self._check(name, lambda start, end: room.data[start:end])
+        return torch.frombuffer(room, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
     def file(self, name: str) -> bytes:
         """Return a carried file's verified bytes by its plain name, as `tokenizer.json`."""
         return self.tensor(f"files.{name}").numpy().tobytes()
-
-    def read(self, names: Iterable[str]) -> Iterator[torch.Tensor]:
-        """Yield these tensors, checked as `tensor` does; each is valid until the next one is taken.
-
-        Where there are two cores one is read ahead of its turn. They share as many rooms of the largest
-        one's size: fresh pages for each tensor would take about as long as its digest.
-        """
-        entries = {name: self._entry(name) for name in names}
-        largest = max(entry.end - entry.start for entry in entries.values())
-        n_rooms = min(2, _n_cores())
-        rooms = [np.empty(largest, np.uint8) for _ in range(n_rooms)]
-        with ThreadPoolExecutor(n_rooms) as pool:
-            ahead: deque[Future[torch.Tensor]] = deque()
-            for number, (name, entry) in enumerate(entries.items()):
-                room = rooms[number % n_rooms][: entry.end - entry.start]
-                ahead.append(pool.submit(self._read, name, room))
-                if len(ahead) == n_rooms:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
 
     def verify_all(self, progress: Progress | None = None) -> None:
         """Check every tensor as `tensor` does, some at a time, in CHUNK_BYTES of memory for each.
@@ -134,14 +117,29 @@ class Bundle:
         error of the first in file order is raised.
         """
         total = self.size_bytes - self._data_start
-        entries = [(name, self._entry(name)) for name in self.names]
+
+        def tell(name: str) -> None:
+            if progress is not None:
+                progress(self.manifest.tensors[name].end, total)
+
+        self.read_parts(dict.fromkeys(self.names, _ignore), tell)
+
+    def read_parts(self, takers: Mapping[str, Take], done: Callable[[str], None] | None = None) -> None:
+        """Read tensors without ever holding one: each part goes to its tensor's taker, (part, position).
+
+        Parts are flat, as stored, in their order, CHUNK_BYTES or less, and gone when the taker returns; some
+        tensors are read at a time, each by one thread. **A taker sees bytes whose digest is not known yet**:
+        what it makes of them may be used only once this call has returned. `done` is called with each name
+        in its order, when its digest and values hold; the error of the first in that order is raised.
+        """
+        entries = {name: self._entry(name) for name in takers}
         with ThreadPoolExecutor(min(MAX_THREADS, _n_cores())) as pool:
-            checks = [pool.submit(self._check, name, entry, None) for name, entry in entries]
+            checks = [pool.submit(self._check_parts, name, takers[name]) for name in entries]
             try:
-                for (_, entry), check in zip(entries, checks, strict=True):
+                for name, check in zip(entries, checks, strict=True):
                     check.result()
-                    if progress is not None:
-                        progress(entry.end, total)
+                    if done is not None:
+                        done(name)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -150,22 +148,33 @@ class Bundle:
             raise BundleError(f"{self.path}: has no tensor {quote(name)}")
         return self.manifest.tensors[name]
 
-    def _read(self, name: str, room: np.ndarray) -> torch.Tensor:
+    def _check_parts(self, name: str, take: Take) -> None:
         entry = self._entry(name)
-        self._check(name, entry, room.data)
-        return torch.frombuffer(room, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        scratch = memoryview(bytearray(min(entry.end - entry.start, CHUNK_BYTES)))
+        dtype = DTYPES[entry.dtype]
 
-    def _check(self, name: str, entry: TensorEntry, target: memoryview | None) -> None:
-        """Read a tensor into `target`, or through a small buffer, and check what was read."""
+        def took(part: memoryview, start: int) -> None:
+            take(torch.frombuffer(part, dtype=dtype), start // dtype.itemsize)
+
+        self._check(name, lambda start, end: scratch[: end - start], took)
+
+    def _check(
+        self,
+        name: str,
+        room: Callable[[int, int], memoryview],
+        took: Callable[[memoryview, int], None] | None = None,
+    ) -> None:
+        """Read a tensor by parts into the room for each, hash and scan those very bytes, and check both."""
+        entry = self._entry(name)
         size = entry.end - entry.start
-        scratch = memoryview(bytearray(min(size, CHUNK_BYTES) if target is None else 0))
         digest, values = hashlib.sha256(), Values(name, entry, self.manifest)
-        for at in range(0, size, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, size - at)
-            part = scratch[:length] if target is None else target[at : at + length]
-            self._fill(part, self._data_start + entry.start + at)
+        for start in range(0, size, CHUNK_BYTES):
+            part = room(start, min(start + CHUNK_BYTES, size))
+            self._fill(part, self._data_start + entry.start + start)
             digest.update(part)
             values.add(part)
+            if took is not None:
+                took(part, start)
         if digest.hexdigest() != entry.sha256:
             raise BundleError(
                 f"{self.path}: digest: tensor {name} is not what was signed",
@@ -215,6 +224,10 @@ def open_bundle(path: Path, trusted: Collection[PublicKey]) -> Bundle:
     except BaseException:
         file.close()
         raise
+
+
+def _ignore(part: torch.Tensor, position: int) -> None:
+    """Take a part of a tensor that is only verified."""
 
 
 def _n_cores() -> int:

@@ -22,6 +22,7 @@ from transformers import BertConfig, BertModel
 
 from shared.device import autocast
 from shared.errors import PlanearlyError
+from shared.progress import show
 
 WIDTH = 384
 """Components of one embedding."""
@@ -147,4 +148,5 @@ def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:
         unit = torch.nn.functional.normalize(pooled, dim=1).cpu()
         weight = (lengths - 2).clamp(min=1)[:, None]
         sums.index_add_(0, torch.tensor([owners[i] for i in batch]), unit * weight)
+        show(start, len(by_length), "sub-windows embedded")
     return torch.nn.functional.normalize(sums, dim=1).numpy()

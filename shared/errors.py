@@ -1,7 +1,7 @@
 """The one error a person reads, and its few children.
 
 A message says what, where, and found against expected; the hint is one thing the reader can do about
-it. Neither ever quotes private text. Only the two `cli.py` files catch these, print them and exit.
+it. Neither ever quotes private text. Only the two `cli` folders catch these, print them and exit.
 """
 
 import re

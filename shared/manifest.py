@@ -4,6 +4,8 @@ Nothing here opens a file or checks a signature (shared/bundle.py does), nor kno
 must be (shared/contents.py does).
 """
 
+import hashlib
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +14,14 @@ import torch
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WIDTH
 from shared.errors import PlanearlyError
 from shared.names import MAX_VERSION, NAME_PATTERN, SHA256_PATTERN, check_time
+from shared.optimizers import OPTIMIZERS
 from shared.slm import SlmConfig
 from shared.strict_json import (
     MAX_INTEGER,
     Malformed,
     canonical_json,
     check_integer,
+    check_list,
     check_match,
     check_object,
     check_text,
@@ -83,6 +87,12 @@ MAX_CAPACITY = 65_536
 MAX_EXPERT_SIZE = 65_536
 MAX_LEARNING_RATE = 1.0
 MAX_TEXT_CHARACTERS = 100_000
+MAX_TERMS, MAX_TERM_CHARACTERS = 10, 40
+"""Of each cluster, in `training.cluster_terms`."""
+LABEL_TERMS = 3
+"""Terms that make a cluster's label. Ours."""
+HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+"""Unicode's general categories of characters that do not show, or turn what shows around them."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +139,26 @@ class Manifest:
     embedder: EmbedderEntry
     n_clusters: int
     corpus_windows: int
+    optimizer: str
+    """What moved the weights, one of shared.optimizers.OPTIMIZERS; adam where the record is silent."""
     replay_tokens: int
     """0 unless kind is replay."""
     replay_windows: int
     """0 unless kind is replay."""
+    cluster_terms: tuple[tuple[str, ...], ...]
+    """Foremost words of each cluster, best first; empty if the provider recorded none."""
     tensors: dict[str, TensorEntry]
     raw: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the signed text, by which a trust file revokes a bundle."""
+        return hashlib.sha256(canonical_json(self.raw)).hexdigest()
+
+    def label(self, cluster: int) -> str:
+        """Return a short human name of a cluster: its first terms, or its number where it has none."""
+        terms = self.cluster_terms[cluster] if self.cluster_terms else ()
+        return ", ".join(terms[:LABEL_TERMS]) or f"cluster {cluster}"
 
 
 def parse_manifest(payload: bytes) -> Manifest:
@@ -201,8 +225,10 @@ def parse_manifest(payload: bytes) -> Manifest:
         embedder=embedder,
         n_clusters=n_clusters,
         corpus_windows=check_integer(clusters["corpus_windows"], "clusters.corpus_windows", 0, MAX_INTEGER),
+        optimizer=raw["training"].get("optimizer", OPTIMIZERS[0]),
         replay_tokens=replay["tokens"],
         replay_windows=replay["windows"],
+        cluster_terms=_terms(raw["training"], n_clusters),
         tensors=_tensors(raw["tensors"]),
         raw=raw,
     )
@@ -259,6 +285,10 @@ def _training_of_a_model(value: dict[str, Any], n_clusters: int) -> None:
         raise Malformed(
             f"training.learning_rate is {quote(rate)}, expected a float above 0, at most {MAX_LEARNING_RATE}"
         )
+    if value.get("optimizer", OPTIMIZERS[0]) not in OPTIMIZERS:
+        raise Malformed(
+            f"training.optimizer is {quote(value['optimizer'])}, expected one of: {', '.join(OPTIMIZERS)}"
+        )
     _loss(value["heldout_loss"], "training.heldout_loss")
     losses = value["heldout_loss_per_cluster"]
     if not isinstance(losses, list) or len(losses) != n_clusters:
@@ -266,6 +296,19 @@ def _training_of_a_model(value: dict[str, Any], n_clusters: int) -> None:
     for loss in losses:
         if loss is not None:
             _loss(loss, "training.heldout_loss_per_cluster")
+
+
+def _terms(training: dict[str, Any], n_clusters: int) -> tuple[tuple[str, ...], ...]:
+    """Return the terms of each cluster; nothing where the optional field is absent."""
+    if "cluster_terms" not in training:
+        return ()
+    value, where = training["cluster_terms"], "training.cluster_terms"
+    for terms in check_list(value, where, n_clusters, n_clusters):
+        for term in check_list(terms, where, 0, MAX_TERMS):
+            check_text(term, where, MAX_TERM_CHARACTERS)
+            if any(unicodedata.category(character) in HIDDEN for character in term):
+                raise Malformed(f"{where} has {quote(term)}, expected characters that show")
+    return tuple(map(tuple, value))
 
 
 def _loss(value: Any, where: str) -> None:

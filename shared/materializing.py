@@ -1,26 +1,46 @@
-"""A bundle and an expert, or any point between experts, to one dense stock model, a layer at a time."""
+"""A bundle and an expert, or any point between experts, to one dense stock model, made while it is read."""
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from shared.bundle import Bundle
-from shared.projection import project
+from shared.bundle import Bundle, Take
+from shared.projection import COMPUTE_DTYPE
 from shared.slm import build_slm
 
-SLICE_BYTES = 4 << 20
-"""Of a bank, as float32, projected at a time: small enough to stay in a processor's cache."""
+
+def _copier(weight: Tensor) -> Take:
+    """Return what puts a tensor's parts into a float32 weight."""
+    flat = weight.view(-1)
+
+    def take(part: Tensor, position: int) -> None:
+        flat[position : position + len(part)] = part
+
+    return take
 
 
-def _project(vector_M: Tensor, mixing_MH: Tensor, bank_HOI: Tensor) -> Tensor:
-    """Return one expert's weight (O, I) in float32, some rows at a time: no float32 copy of a whole bank."""
-    capacity, rows, columns = bank_HOI.shape
-    step = max(1, SLICE_BYTES // (4 * capacity * columns))
-    weight_OI = torch.empty(rows, columns)
-    for row in range(0, rows, step):
-        part_HOI = bank_HOI[:, row : row + step]
-        weight_OI[row : row + step] = project(vector_M.unsqueeze(0), mixing_MH, part_HOI)[0]
-    return weight_OI
+def _projector(weight_OI: Tensor, vector_M: Tensor, mixing_MH: Tensor) -> Take:
+    """Return what adds a bank's parts to one expert's weight: W_oi = sum_h coefficient_h T_hoi.
+
+    A bank's parts come slice after slice, T_0 first. Each is in the processor's cache as it is hashed, so
+    that a bank is read from memory once and is never there as a whole, in float32 least of all.
+    """
+    coefficient_H = (vector_M.to(COMPUTE_DTYPE) @ mixing_MH.to(COMPUTE_DTYPE)).tolist()
+    flat = weight_OI.zero_().view(-1)
+
+    def take(part: Tensor, position: int) -> None:
+        for piece in split_at(part, position, len(flat)):
+            which, place = divmod(position, len(flat))
+            flat[place : place + len(piece)].add_(piece, alpha=coefficient_H[which])
+            position += len(piece)
+
+    return take
+
+
+def split_at(part: Tensor, position: int, size: int) -> tuple[Tensor, ...]:
+    """Cut a part wherever a multiple of `size` lies inside of it; `position` is that of its first element."""
+    first = min(len(part), -position % size or size)
+    return part[:first], *(part[first:].split(size) if first < len(part) else ())
 
 
 def _fill(model: nn.Module, name: str, weight: Tensor) -> None:
@@ -37,7 +57,13 @@ def _empty(bundle: Bundle) -> PreTrainedModel:
     return model
 
 
-def _finish(model: PreTrainedModel) -> PreTrainedModel:
+def _finish(
+    model: PreTrainedModel, bundle: Bundle, weights: dict[str, Tensor], takers: dict[str, Take]
+) -> PreTrainedModel:
+    """Read what the weights are made of, and only then put them into the model."""
+    bundle.read_parts(takers)
+    for name, weight in weights.items():
+        _fill(model, name, weight)
     model.tie_weights()
     left = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     assert not left, f"not in the bundle: {left}"
@@ -53,8 +79,8 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
     """Return one expert as a dense float32 stock model (paper §2.5), each tensor verified as it is read.
 
     `expert` is an index or, of kind pn, any expert vector (M,): the equation takes every one.
-    kind pn: the shared weights, and W^(l,i) projected layer by layer; beside the model there is one weight
-    bank in memory, and where there are two cores the next one, which is read and hashed meanwhile.
+    kind pn: the shared weights, and W^(l,i) projected part by part while their banks are read and hashed;
+    beside the model there are a few megabytes in memory.
     kind mix: that expert's weights and no other's. kind slm: the model.
     Raises BundleError when a tensor's digest does not match; ValueError for an index out of range, a vector
     of another length, or a vector for a kind that has none.
@@ -78,13 +104,14 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
         if linear in projected:
             names[name] = f"projected.{linear}.bank"
             mixings[name] = bundle.tensor(f"projected.{linear}.mixing")
-    tensors = bundle.read(names.values())
-    for name in names:
+    takers: dict[str, Take] = {}
+    weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, weight in weights.items():
         if name in mixings:
-            _fill(model, name, _project(vector_M, mixings[name], next(tensors)))
+            takers[names[name]] = _projector(weight, vector_M, mixings[name])
         else:
-            _fill(model, name, next(tensors).to(torch.float32, copy=True))
-    return _finish(model)
+            takers[names[name]] = _copier(weight)
+    return _finish(model, bundle, weights, takers)
 
 
 def comparison_slm(bundle: Bundle) -> PreTrainedModel | None:
@@ -92,7 +119,6 @@ def comparison_slm(bundle: Bundle) -> PreTrainedModel | None:
     if "slm" not in bundle.manifest.comparison:
         return None
     model = _empty(bundle)
-    names = [name for name, _ in model.named_parameters()]
-    for name, tensor in zip(names, bundle.read(f"slm.{name}" for name in names), strict=True):
-        _fill(model, name, tensor.to(torch.float32, copy=True))
-    return _finish(model)
+    weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
+    takers = {f"slm.{name}": _copier(weight) for name, weight in weights.items()}
+    return _finish(model, bundle, weights, takers)

@@ -38,7 +38,9 @@ class SlmConfig:
     """Sizes of one model; what a bundle's manifest holds under `model`."""
 
     architecture: str
+    """One of CLASSES: llama or starcoder2."""
     n_layers: int
+    """L: transformer layers."""
     width: int
     """D: model width."""
     n_heads: int

@@ -1,8 +1,8 @@
 """The one training loop of both parties: pretraining a system, fine-tuning an expert.
 
 A step's loss is a sum of nats over all its tokens divided by their number, whatever the microbatches.
-State is parameters, Adam's moments, a seed and a step; the sampler is a pure function of the last two,
-so a run killed at any moment goes on from its last checkpoint and, on CPU, ends with the same bits.
+State is parameters, the optimizer's moments, a seed and a step; the sampler is a pure function of the last
+two, so a run killed at any moment goes on from its last checkpoint and, on CPU, ends with the same bits.
 """
 
 import hashlib
@@ -12,19 +12,22 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 
 from shared.batches import Microbatch
+from shared.compiling import compile_layers
 from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
 from shared.files import make_folder, remove_stale
 from shared.losses import LossFunction, Network, sum_nats
+from shared.optimizers import Optimizer, check_optimizer
+from shared.progress import Say, beat, duration, is_live, show
 from shared.ranks import ONE_PROCESS, Ranks
 
-Say = Callable[[str], None]
 GradientFunction = Callable[[nn.Module, list[Microbatch], int], float]
 """(model, a step's microbatches, step) to the step's mean loss, the gradient left in `.grad`."""
 
@@ -54,6 +57,9 @@ class TrainConfig:
     """Rows of one cluster, or one point between some, that go through the model together; sets memory."""
     learning_rate: float = 1e-4
     """Peak, per optimizer step; Table 6."""
+    optimizer: str = "adam"
+    """"adam" as in Table 6, or "muon" (shared/optimizers.py). Recorded in the bundle, so that the owner
+    fine-tunes with what pretrained: a change of family costs quality (arXiv 2605.10468)."""
     final_lr_fraction: float = 1.0
     """Share of the peak reached at the last step, by a cosine; 1: constant, as in Table 6."""
     warmup_steps: int = 1000
@@ -72,6 +78,9 @@ class TrainConfig:
     Ours."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints; does not change the result."""
+    compile: bool = False
+    """Whether the layers go through torch.compile, which wants a C++ compiler and a minute or more. Other
+    kernels round otherwise, so that it belongs to the result."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "rows_per_step", "rows_per_microbatch", "eval_every_steps"):
@@ -85,6 +94,7 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise PlanearlyError(f"{name} is {getattr(self, name)}, expected more than 0")
+        check_optimizer(self.optimizer)
         if not 0 <= self.final_lr_fraction <= 1:
             raise PlanearlyError(f"final_lr_fraction is {self.final_lr_fraction}, expected 0 to 1")
 
@@ -99,6 +109,26 @@ class HeldoutEntry(TypedDict):
     step: int
     train_loss: float | None
     heldout_loss: float
+
+
+class StepEntry(TypedDict):
+    """One optimizer step as it went; of step 0, before the first, only the held-out loss is known."""
+
+    step: int
+    train_loss: float | None
+    """Nats/token of this step's batch, before the step."""
+    heldout_loss: float | None
+    """Nats/token after the step, where it was taken."""
+    learning_rate: float | None
+    gradient_norm: float | None
+    """Before clipping."""
+    tokens: int
+    """Trained on so far."""
+    tokens_per_s: float | None
+    """Of this step alone, its held-out loss not counted."""
+
+
+Record = Callable[[StepEntry], None]
 
 
 @dataclass
@@ -153,6 +183,7 @@ def train_step(
         loss = loss_of(model, weights, batch) / n_tokens
         loss.backward()
         total += float(loss.detach())
+        beat()
     if network is not None:
         network.finish_step()
     return total
@@ -174,9 +205,7 @@ class _Run:
     ) -> None:
         self.parameters, self.run, self.ranks = parameters, run, ranks
         self.keeps_best, self.diverged_nats = config.patience_evals > 0, config.diverged_nats
-        self.optimizer = torch.optim.Adam(
-            parameters.values(), lr=config.learning_rate, fused=True, weight_decay=0.0
-        )
+        self.optimizer = Optimizer(config.optimizer, parameters)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.best_step, self.best_loss = 0, math.inf
@@ -211,11 +240,7 @@ class _Run:
     def save(self, folder: Path) -> None:
         tensors = {name: p.detach() for name, p in self.parameters.items()}
         tensors |= {f"best.{name}": value for name, value in self.best_values.items()}
-        for name, parameter in self.parameters.items():
-            state = self.optimizer.state.get(parameter)
-            if state:
-                tensors[f"adam_mean.{name}"] = state["exp_avg"]
-                tensors[f"adam_square.{name}"] = state["exp_avg_sq"]
+        tensors |= self.optimizer.tensors()
         record = {
             "run": self.run,
             "step": self.step,
@@ -242,15 +267,9 @@ class _Run:
         self.seconds = record["seconds"]
         self.best_step, self.history = record["best_step"], record["history"]
         self.best_loss = math.inf if record["best_loss"] is None else record["best_loss"]
-        for name, parameter in self.parameters.items():
-            if self.keeps_best:
-                self.best_values[name] = checkpoint.tensors[f"best.{name}"]
-            if f"adam_mean.{name}" in checkpoint.tensors:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step), device=parameter.device),
-                    "exp_avg": checkpoint.tensors[f"adam_mean.{name}"].to(parameter.device),
-                    "exp_avg_sq": checkpoint.tensors[f"adam_square.{name}"].to(parameter.device),
-                }
+        if self.keeps_best:
+            self.best_values = {name: checkpoint.tensors[f"best.{name}"] for name in self.parameters}
+        self.optimizer.load(checkpoint.tensors, self.step)
         return True
 
 
@@ -266,6 +285,7 @@ def train(
     loss_of: LossFunction = sum_nats,
     gradient_of: GradientFunction | None = None,
     ranks: Ranks = ONE_PROCESS,
+    record: Record | None = None,
 ) -> TrainResult:
     """Train until `config.steps` or until the held-out loss stops falling; resume what `folder` holds.
 
@@ -273,7 +293,8 @@ def train(
     nats. `inputs` is a digest of everything else that decides the result (data, starting weights, loss): a
     checkpoint of other inputs is refused. The held-out loss is also taken before the first step. With a
     patience, the model ends with the best step's weights, step 0 included: fine-tuning never makes it worse.
-    Several `ranks` all call it, each with the same; `gradient_of` is for one process.
+    Several `ranks` all call it, each with the same; `gradient_of` is for one process. `record` is told each
+    step once it is taken; after a resume, steps since the checkpoint again.
     Weights are saved once they have given a finite loss and gradient, so a run that diverges leaves its last
     good checkpoint.
     Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError.
@@ -284,6 +305,8 @@ def train(
         make_folder(folder)
         remove_stale(folder)
     keep_freed_memory()
+    if config.compile:
+        compile_layers(cast(PreTrainedModel, model), say)
     parameters = trained_parameters(model, network)
     state = _Run(parameters, config, run, ranks)
     saved_step = -1
@@ -300,13 +323,30 @@ def train(
         state.take_heldout(loss, ranks.evaluate(model, network, heldout()).mean)
         return state.goes_on(config.patience_evals)
 
+    def tell(rate: float | None, norm: float | None, tokens_per_s: float | None) -> None:
+        if record is not None:
+            last = state.history[-1]
+            heldout_loss = last["heldout_loss"] if last["step"] == state.step else None
+            record(
+                {
+                    "step": state.step,
+                    "train_loss": loss,
+                    "heldout_loss": heldout_loss,
+                    "learning_rate": rate,
+                    "gradient_norm": norm,
+                    "tokens": state.tokens,
+                    "tokens_per_s": tokens_per_s,
+                }
+            )
+
     try:
         go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
+        if state.step == 0:
+            tell(None, None, None)
         while go_on and state.step < config.steps:
+            begun_s = time.monotonic()
             batches = sampler.step(state.step)
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(config, state.step)
-            state.optimizer.zero_grad(set_to_none=True)
+            state.optimizer.zero_grad()
             if gradient_of is None:
                 loss = ranks.add_up(parameters, train_step(model, network, batches, loss_of, ranks))
             else:
@@ -319,21 +359,26 @@ def train(
             if ranks.agree(now_s - saved_s >= config.checkpoint_every_s) and state.step != saved_step:
                 state.save(folder)
                 saved_step, saved_s = state.step, time.monotonic()
-            state.optimizer.step()
+            state.optimizer.step(learning_rate(config, state.step))
             state.step += 1
-            state.tokens += sum(batch.n_tokens for batch in batches)
+            n_tokens = sum(batch.n_tokens for batch in batches)
+            state.tokens += n_tokens
+            step_s = max(1e-9, time.monotonic() - begun_s)
             if state.step % config.eval_every_steps == 0 or state.step == config.steps:
                 go_on = take_heldout()
+            tell(learning_rate(config, state.step - 1), gradient_norm, n_tokens / step_s)
             now_s = time.monotonic()
-            if now_s - said_s >= SAY_EVERY_S or state.step == config.steps or not go_on:
-                rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+            rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+            figures = (
+                f"train {loss:.3f} · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
+                f" · {rate / 1000:.1f}k tokens/s"
+            )
+            show(state.step, config.steps, "steps", figures)
+            is_last = state.step == config.steps or not go_on
+            if is_last or (now_s - said_s >= SAY_EVERY_S and not is_live()):
                 per_step = state.tokens / state.step
                 left_s = (config.steps - state.step) * per_step / max(1.0, rate)
-                say(
-                    f"step {state.step}/{config.steps} · train {loss:.3f}"
-                    f" · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
-                    f" · {rate / 1000:.1f}k tokens/s · {_duration(left_s)} left"
-                )
+                say(f"step {state.step}/{config.steps} · {figures} · {duration(left_s)} left")
                 said_s, said_tokens = now_s, state.tokens
         state.seconds = time.monotonic() - started_s
         if state.step != saved_step:
@@ -357,11 +402,3 @@ def train(
         history=state.history,
         diverged=diverged,
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

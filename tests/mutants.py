@@ -27,6 +27,19 @@ from tests.vectors.build import (
     example_tensors,
 )
 
+TERMS = "cluster_terms"
+"""The optional field of a manifest: a bundle without it is a good one."""
+WRONG_TERMS = (
+    *(
+        [["court", wrong]]
+        for wrong in ("", 7, None, [], {}, "\x1b[2J", "a\nb", "\u202ex", "\ud800", "x" * 41)
+    ),
+    [["court"] * 11],
+    [["court"], []],
+    [[]] * 65_537,
+    ["court"],
+    [{"court": 1}],
+)
 GIANT = (0, 1, 7, 9, 2**22 - 8, 2**22, 2**22 + 8, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 8)
 CENTROIDS, COUNTS, NORM = "clusters.centroids", "clusters.counts", "shared.model.norm.weight"
 WRONG = {
@@ -67,6 +80,7 @@ class Good:
 def make_good(folder: Path) -> Good:
     """Write the two bundles: the smallest of the test vectors, and one with another version and weights."""
     manifest = accepted()["slm.st"]
+    manifest["training"][TERMS] = [["court", "plaintiff", "m\u00e9nage"]]
     tensors = example_tensors(manifest)
     write_bundle(folder / "good.st", manifest, tensors, PROVIDER)
     changed = {name: tensor.flip(0) for name, tensor in tensors.items()}
@@ -364,7 +378,9 @@ def signed_other_field(good: Good, source: random.Random) -> bytes:
     for key in path[:-1]:
         holder = holder[key]
     way = source.randrange(10)
-    if way == 0:
+    if path[-1] == TERMS and way < 8:
+        holder[TERMS] = source.choice(WRONG_TERMS)
+    elif way == 0 and path[-1] != TERMS:
         del holder[path[-1]]
     elif way == 1 and "training" not in path:
         holder[path[-1] + source.choice(["s", " ", "_"])] = holder[path[-1]]

@@ -449,16 +449,28 @@ def test_the_first_damaged_tensor_in_file_order_is_named_on_any_number_of_cores(
 
 
 @pytest.mark.parametrize("n_cores", [1, 2])
-def test_reading_ahead_gives_the_same_tensors_and_refuses_the_same(slm, monkeypatch, n_cores):
+def test_tensors_read_by_parts_are_the_same_and_refused_the_same(slm, monkeypatch, n_cores):
     monkeypatch.setattr("shared.bundle._n_cores", lambda: n_cores)
+    monkeypatch.setattr("shared.bundle.CHUNK_BYTES", 24)  # parts of whole elements, of every type
     with open_bundle(slm, TRUSTED) as bundle:
         names = bundle.names[::-1]
-        for name, tensor in zip(names, bundle.read(names), strict=True):
-            assert torch.equal(tensor, bundle.tensor(name))
+        whole = {name: bundle.tensor(name) for name in names}
+        made = {name: torch.zeros_like(tensor).view(-1) for name, tensor in whole.items()}
+
+        def taker(name):
+            def take(part, position):
+                made[name][position : position + len(part)] += part
+
+            return take
+
+        takers, done = {name: taker(name) for name in names}, []
+        bundle.read_parts(takers, done.append)
+        assert done == list(names)
+        assert all(torch.equal(made[name], whole[name].view(-1)) for name in names)
         content = bytearray(slm.read_bytes())
         content[bundle._data_start + bundle.manifest.tensors[names[2]].start] ^= 1
         slm.write_bytes(content)
-        tensors = bundle.read(names)
-        assert torch.equal(next(tensors), bundle.tensor(names[0]))
+        done.clear()
         with pytest.raises(BundleError, match=f"digest: tensor {names[2]} is not"):
-            list(tensors)
+            bundle.read_parts(takers, done.append)
+        assert done == list(names[:2])

@@ -1,3 +1,5 @@
+"""The two commands: help that comes at once, exit codes, errors as lines."""
+
 import json
 import subprocess
 import sys
@@ -57,6 +59,7 @@ def test_inspect_prints_the_signed_manifest_as_json(tmp_path, monkeypatch):
     assert found["key_id"] in listed.stdout
     assert found["manifest"]["kind"] == "pn"
     text = runner.invoke(owner.cli.main, ["inspect", str(vectors / "pn.st")]).stdout
+    assert found["largest_clusters"] == []
     assert "every digest verified" in text
     assert f"key {found['key_id']}" in text
 

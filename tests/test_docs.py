@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,10 @@ from provider.cli import main as provider
 from provider.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 GROUPS = {"owner": owner, "provider": provider}
 CODE_FOLDERS = "shared|provider|owner|docs|tests|examples|benchmarks"
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"`((?:{CODE_FOLDERS})/[\w./-]+\.(?:py|toml))(?::([\w.-]+))?`")
 NUMBER = re.compile(r"(\d[\d,._]*(?:e-?\d+)?)\s+\(`((?:shared|provider|owner)/[\w/]+\.py):([\w.-]+)`\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -106,9 +106,29 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
-def test_readme_blocks_are_fresh():
-    found = text_of(README)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_what_a_document_repeats_from_the_code_is_fresh(path):
+    found = text_of(path)
     assert found == load_refresh().refresh(found), "stale: run `make docs`"
+
+
+def test_every_block_stands_in_a_document():
+    texts = [text_of(path) for path in DOCUMENTS]
+    for name in load_refresh().BLOCKS:
+        assert any(f"<!-- {name} -->\n" in text for text in texts), name
+
+
+def test_the_reference_names_every_command_and_every_recipe_field():
+    commands = text_of(ROOT / "docs/reference/owner.md") + text_of(ROOT / "docs/reference/provider.md")
+    for party, group in GROUPS.items():
+        for name in group.commands:
+            assert f"\n## {party} {name}\n" in commands
+    recipe = text_of(ROOT / "docs/reference/recipe.md")
+    for path in RECIPES:
+        sections = tomllib.loads(text_of(path))
+        names = {name for table in sections.values() if isinstance(table, dict) for name in table}
+        for name in names | {name for name in sections if not isinstance(sections[name], dict)}:
+            assert f"`{name}`" in recipe, f"{name} of {path.name}"
 
 
 def test_a_block_without_its_two_markers_is_refused():
@@ -212,24 +232,27 @@ def test_what_is_said_in_words_is_true():
     } <= set(PRESETS)
 
 
-def test_readme_lists_every_field_of_the_report():
-    tree = ast.parse(text_of(ROOT / "owner/specializing.py"))
-    reports = [
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        and isinstance(node.value, ast.Dict)
-        and "report" in {leaf.id for leaf in ast.walk(node) if isinstance(leaf, ast.Name)}
-    ]
-    assert len(reports) == 1
-    in_code = {key.value for key in reports[0].keys if isinstance(key, ast.Constant)}
-    section = text_of(README).partition("\n| field | holds |")[2].partition("\n\n")[0]
-    named = {
-        name
-        for row in re.findall(r"^\| (`.+?`) \|", section, re.MULTILINE)
-        for name in re.findall(r"`(\w+)`", row)
-    }
-    assert named == in_code
+def fields_of_the_report() -> set[str]:
+    """The keys of the dictionary `report` in owner/specializing.py, and those that are added to it there."""
+    fields: set[str] = set()
+    for node in ast.walk(ast.parse(text_of(ROOT / "owner/specializing.py"))):
+        if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Subscript) and ast.unparse(target.value) == "report":
+            fields.add(ast.literal_eval(target.slice))
+        elif ast.unparse(target) == "report" and isinstance(node.value, ast.Dict):
+            fields |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+    return fields
+
+
+def test_the_documents_list_every_field_of_the_report():
+    tables = [text_of(path).partition("\n| field | holds |")[2] for path in DOCUMENTS]
+    sections = [table.partition("\n\n")[0] for table in tables if table]
+    assert sections
+    for section in sections:
+        rows = re.findall(r"^\| (`.+?`) \|", section, re.MULTILINE)
+        assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == fields_of_the_report()
 
 
 def test_architecture_lists_every_stage():
@@ -246,8 +269,6 @@ def test_architecture_lists_every_stage():
 
 
 def test_every_dependency_has_its_reason():
-    import tomllib
-
     project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
     named = [*project["dependencies"], *(name for extra in extras.values() for name in extra)]

@@ -64,6 +64,8 @@ RULES = [
     (lambda m: m["training"].update(rows_per_step=0), "training.rows_per_step is 0"),
     (lambda m: m["training"].update(learning_rate=1), "training.learning_rate is 1, expected a float"),
     (lambda m: m["training"].update(learning_rate=2.0), "training.learning_rate is 2.0"),
+    (lambda m: m["training"].update(optimizer="sgd"), "optimizer is 'sgd', expected one of: adam, muon"),
+    (lambda m: m["training"].update(optimizer=[]), "training.optimizer is []"),
     (lambda m: m["training"].update(notes=2**63), "holds an integer beyond 2^63 - 1"),
     (lambda m: m["training"].update(heldout_loss=3), "heldout_loss is 3, expected a float"),
     (lambda m: m["training"].update(heldout_loss=-0.5), "heldout_loss is -0.5"),
@@ -72,6 +74,22 @@ RULES = [
     (lambda m: m["training"].update(sources={}), "training.sources is not a list"),
     (lambda m: m["training"].update(sources=[{"name": "x"}]), "training.sources: field license is missing"),
     (lambda m: m["training"].update(sources=[{"name": "x", "license": 1}]), "training.sources.license is 1"),
+    (lambda m: m["training"].update(cluster_terms=None), "cluster_terms is not a list, expected a list of 1"),
+    (lambda m: m["training"].update(cluster_terms=[]), "cluster_terms holds 0, expected a list of 1 to 1"),
+    (lambda m: m["training"].update(cluster_terms=["law"]), "cluster_terms is not a list, expected"),
+    (
+        lambda m: m["training"].update(cluster_terms=[["law"] * 11]),
+        "cluster_terms holds 11, expected a list of 0 to 10",
+    ),
+    (lambda m: m["training"].update(cluster_terms=[[7]]), "cluster_terms is 7, expected a text of 1 to 40"),
+    (lambda m: m["training"].update(cluster_terms=[[""]]), "cluster_terms is '', expected a text"),
+    (lambda m: m["training"].update(cluster_terms=[["x" * 41]]), "cluster_terms is 'xxx"),
+    (
+        lambda m: m["training"].update(cluster_terms=[["a\nb"]]),
+        "cluster_terms has 'a\\nb', expected characters that show",
+    ),
+    (lambda m: m["training"].update(cluster_terms=[["a\u202eb"]]), "cluster_terms has 'a\\u202eb'"),
+    (lambda m: m["training"].update(cluster_terms=[["a\u200bb"]]), "cluster_terms has 'a\\u200bb'"),
     (lambda m: m["training"].update(a=[[[[[[[[1]]]]]]]]), "is nested deeper than 9 levels"),
     (lambda m: m.update({"x-a": [[[[[[[[[1]]]]]]]]]}), "is nested deeper than 9 levels"),
 ]
@@ -82,6 +100,22 @@ def test_a_manifest_that_breaks_a_rule_is_refused(tmp_path, change, message):
     found = refusal(tmp_path, change)
     assert found.startswith("manifest: ")
     assert message in found
+
+
+def test_a_clusters_label_is_its_first_three_terms_and_else_its_number(tmp_path):
+    manifest = accepted()["pn.st"]
+    terms = [["haus", "straße", "大阪", "rest"], [], ["a" * 40] * 10]
+    for given, labels in (
+        (terms, ["haus, straße, 大阪", "cluster 1", ", ".join(["a" * 40] * 3)]),
+        (None, ["cluster 0", "cluster 1", "cluster 2"]),
+    ):
+        if given:
+            manifest["training"]["cluster_terms"] = given
+        else:
+            del manifest["training"]["cluster_terms"]
+        write_bundle(tmp_path / "a", manifest, example_tensors(manifest), PROVIDER)
+        with open_bundle(tmp_path / "a", TRUSTED) as bundle:
+            assert [bundle.manifest.label(cluster) for cluster in range(3)] == labels
 
 
 PROJECTION_RULES = [

@@ -9,7 +9,8 @@ from provider.signing import create_key
 from shared.batches import alone
 from shared.bundle import open_bundle, write_bundle
 from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
-from shared.materializing import comparison_slm, materialize
+from shared.errors import BundleError
+from shared.materializing import comparison_slm, materialize, split_at
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.slm import PRESETS, build_slm
 
@@ -128,3 +129,29 @@ def test_a_plain_model_survives_its_bundle_in_every_stored_type(tmp_path):
         for p in model.parameters():
             p.copy_(p.bfloat16())
     assert np.array_equal(logits(found).numpy(), logits(model).numpy())
+
+
+@pytest.mark.parametrize("position", [0, 1, 3, 4, 7])
+@pytest.mark.parametrize("length", [1, 3, 4, 9])
+def test_a_part_is_cut_where_a_new_slice_of_its_bank_begins(position, length):
+    part = torch.arange(position, position + length)
+    pieces = split_at(part, position, 4)
+    assert torch.equal(torch.cat(pieces), part)
+    assert all(len(set((piece // 4).tolist())) == 1 for piece in pieces)
+
+
+def test_any_size_of_part_gives_the_same_model(tmp_path, monkeypatch):
+    with pn_bundle(tmp_path) as bundle:
+        whole = logits(materialize(bundle, 1))
+        monkeypatch.setattr("shared.bundle.CHUNK_BYTES", 20)
+        assert torch.equal(logits(materialize(bundle, 1)), whole)
+
+
+def test_a_damaged_bank_leaves_no_model(tmp_path):
+    with pn_bundle(tmp_path) as bundle:
+        bank = next(name for name in bundle.names if name.endswith(".bank"))
+        content = bytearray(bundle.path.read_bytes())
+        content[bundle._data_start + bundle.manifest.tensors[bank].end - 1] ^= 1  # its last byte
+        bundle.path.write_bytes(content)
+        with pytest.raises(BundleError, match="digest: tensor"):
+            materialize(bundle, 1)

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from provider.cli import main
 from provider.parallel import is_fewer_weights, joined, share_microbatches
+from provider.pretraining import _pretrain_one
 from provider.recipe import read_recipe
 from provider.releasing import release
 from shared.batches import Sampler, all_microbatches
@@ -96,7 +97,7 @@ import sys; sys.path.insert(0, {root!r})
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 import shared.device; shared.device.has_bf16 = lambda device: False
-from provider.cli import errors_printed
+from provider.cli.shell import errors_printed
 from provider.parallel import joined
 from shared.errors import DocumentsError
 {call}
@@ -348,6 +349,13 @@ def test_torchrun_releases_what_one_process_does(tmp_path, monkeypatch, capsys):
         for stage in stages:
             remove(stage)
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)  # of weights rounded to bfloat16
+
+
+def test_muon_is_refused_for_banks_whose_rows_lie_on_several_ranks(tmp_path):
+    recipe = read_recipe(write_recipe(tmp_path / "r.toml"))
+    muon = replace(recipe, pretraining=replace(recipe.pretraining, optimizer="muon"))
+    with pytest.raises(RecipeError, match="'muon', whose updates need whole matrices"):
+        _pretrain_one("pn", muon, WINDOWS, WINDOWS, tmp_path, "cpu", print, ranks=object())  # type: ignore
 
 
 def test_a_mixture_is_refused_on_several_ranks(tmp_path):

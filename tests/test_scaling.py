@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from provider import costs
 from shared.batches import alone
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.slm import PRESETS, SlmConfig, build_slm, count_parameters
@@ -20,7 +21,6 @@ from tests.parties import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import costs  # noqa: E402
 import rates  # noqa: E402
 import scaling  # noqa: E402
 

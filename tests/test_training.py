@@ -61,10 +61,12 @@ def test_twenty_steps_lower_the_loss_and_repeat_bit_for_bit(tmp_path, with_netwo
     assert one.tokens == sum(b.n_tokens for s in range(20) for b in Sampler(WINDOWS, 32, 4, 2, 1).step(s))
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("with_network", [False, True])
-def test_a_run_cut_in_two_ends_with_the_same_bits(tmp_path, with_network):
-    _, whole = run(tmp_path / "whole", with_network=with_network)
-    every_step = replace(CONFIG, checkpoint_every_s=0.0)
+def test_a_run_cut_in_two_ends_with_the_same_bits(tmp_path, with_network, optimizer):
+    config = replace(CONFIG, optimizer=optimizer)
+    _, whole = run(tmp_path / "whole", config, with_network)
+    every_step = replace(config, checkpoint_every_s=0.0)
     run(tmp_path / "cut", every_step, with_network)
     for path in sorted((tmp_path / "cut").glob("step-*"))[1:]:
         path.unlink()  # as if killed one step before the end

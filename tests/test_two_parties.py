@@ -70,6 +70,20 @@ def test_a_released_stage_is_skipped_and_the_bundle_repeats(released):
     assert stat.S_IMODE((released / "provider.key").stat().st_mode) == 0o600
 
 
+def test_an_owner_sees_what_the_largest_clusters_are_about(released):
+    home = released / "home"
+    found = json.loads(run("owner", "inspect", "tiny.st", "--json", cwd=released, home=home).stdout)
+    largest, terms = found["largest_clusters"], found["manifest"]["training"]["cluster_terms"]
+    assert [entry["windows"] for entry in largest] == sorted((e["windows"] for e in largest), reverse=True)
+    assert sum(entry["windows"] for entry in largest) == found["manifest"]["clusters"]["corpus_windows"]
+    assert len(terms) == 4
+    assert sum(map(bool, terms)) > 1
+    shown = run("owner", "inspect", "tiny.st", cwd=released, home=home).stdout
+    for entry in largest:
+        assert entry["label"] == (", ".join(terms[entry["cluster"]][:3]) or f"cluster {entry['cluster']}")
+        assert f"of windows · {entry['label']}\n" in shown
+
+
 def test_a_release_killed_by_sigkill_at_many_moments_gives_the_same_bytes(released, tmp_path):
     for name in ("release.toml", "corpus", "provider.key"):
         source = released / name

@@ -60,9 +60,9 @@ def test_little_text_divides_the_base_rate_by_three_and_much_does_not():
     class Small:
         train = make_windows([32] * 40)
 
-    config = train_config(FinetuneConfig(), Small, 32, 3e-3, 8)  # type: ignore[arg-type]
+    config = train_config(FinetuneConfig(), Small, 32, 3e-3, 8, "adam")  # type: ignore[arg-type]
     assert config.learning_rate == pytest.approx(1e-3)
-    config = train_config(FinetuneConfig(small_tokens=100), Small, 32, 3e-3, 8)  # type: ignore[arg-type]
+    config = train_config(FinetuneConfig(small_tokens=100), Small, 32, 3e-3, 8, "adam")  # type: ignore[arg-type]
     assert config.learning_rate == pytest.approx(3e-3)
 
 
@@ -71,7 +71,7 @@ def test_a_pass_shows_every_row(n_rows):
     class Some:
         train = make_windows([32] * n_rows)
 
-    config = train_config(FinetuneConfig(), Some, 32, 3e-3, 32)  # type: ignore[arg-type]
+    config = train_config(FinetuneConfig(), Some, 32, 3e-3, 32, "adam")  # type: ignore[arg-type]
     assert config.rows_per_step % config.rows_per_microbatch == 0
     steps_per_pass = config.steps // FinetuneConfig.max_epochs
     sampler = Sampler(Some.train, 32, config.rows_per_step, config.rows_per_microbatch, 0)

@@ -62,10 +62,12 @@ def release(folder: Path, inputs: Path, say: Say = quiet, kind: str = "pn") -> N
     provider_release(recipe, inputs / "corpus", folder / "out", folder / "work", key, say, device="cpu")
 
 
-def specialize(folder: Path, inputs: Path, bundle: Path, say: Say = quiet, **finetune: Any) -> dict[str, Any]:
+def specialize(
+    folder: Path, inputs: Path, bundle: Path, say: Say = quiet, with_samples: bool = False, **finetune: Any
+) -> dict[str, Any]:
     """Specialize a bundle on the private documents of `inputs` into `folder/result`; trusting its keys."""
     os.environ[HOME_VARIABLE] = str(inputs / "home")
-    config = SpecializeConfig(finetune=replace(FINETUNE, **finetune))
+    config = SpecializeConfig(finetune=replace(FINETUNE, **finetune), with_samples=with_samples)
     return owner_specialize(bundle, inputs / "private", folder / "result", config, say, device_name="cpu")
 
 

@@ -357,7 +357,9 @@ class Workshop:
             model: Any = build_slm(self.recipe.model).to(self.device)  # type: ignore[arg-type]
             config = self.finetune_config(tokens, rate, seed=seed)
             config = replace(config, max_epochs=FROM_SCRATCH * config.max_epochs)
-            settings = train_config(config, split, context, training.learning_rate, training.rows_per_step)
+            settings = train_config(
+                config, split, context, training.learning_rate, training.rows_per_step, training.optimizer
+            )
             folder = self.work / "adapt" / f"slm-nopt-{domain}-{tokens}-{seed}-{rate}"
             result = finetune(model, split, context, settings, seed, folder, lambda line: None, f"{rate}")
             found.append((result.heldout_loss, rate, self.loss(model, test), result))

@@ -18,6 +18,7 @@ from shared.batches import Rows, Windows, collate
 from shared.bundle import Bundle
 from shared.losses import logits_of
 from shared.materializing import comparison_slm, materialize
+from shared.progress import show
 
 ROWS = 8
 """Windows that go through the model together."""
@@ -56,6 +57,7 @@ def token_figures(model: PreTrainedModel, windows: Windows) -> list[TokenFigures
         for row, window in enumerate(chosen):
             length = int(windows.length[window])
             found.append(TokenFigures(nats[row, :length].numpy(), is_likeliest[row, :length].numpy()))
+        show(len(found), n, "windows scored")
     return found
 
 

@@ -43,7 +43,7 @@ from shared.device import make_deterministic
 from shared.errors import DocumentsError, PlanearlyError
 from shared.files import write_json
 from shared.pieces import build_tokenizer, read_pieces
-from shared.training import Say
+from shared.progress import Say, stage
 
 AUDIT_FILE = "audit.json"
 MOST_DOCUMENTS, WINDOWS_PER_DOCUMENT = 500, 4
@@ -78,10 +78,11 @@ def audit(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder / MODEL_FOLDER, dtype=torch.float32, local_files_only=True
     )
-    split = derive_split(folder, data, report, model.config.max_position_embeddings)
+    with stage("read"):
+        split = derive_split(folder, data, report, model.config.max_position_embeddings)
     n_trained, n_heldout = (len(np.unique(d)) for d in (split.train_document, split.heldout_document))
     say(f"documents    {n_trained:,} trained on · {n_heldout:,} held out")
-    with ExitStack() as stack:
+    with ExitStack() as stack, stage("attack"):
         bundle = _open_start(folder, bundle_path, report, stack, say, stale_reason)
         start = None
         if bundle is not None:

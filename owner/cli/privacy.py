@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from owner.cli.shell import embedder_option, errors_printed, isolate, isolation_option, say, stale_option
+from owner.cli.shell import (
+    embedder_option,
+    errors_printed,
+    isolate,
+    isolation_option,
+    quiet_option,
+    say,
+    stale_option,
+    watched,
+)
 
 
 @click.command(epilog="Example: owner audit specialized --data private/ --bundle pn32.st")
@@ -18,19 +27,29 @@ from owner.cli.shell import embedder_option, errors_printed, isolate, isolation_
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle it was made from.")
 @isolation_option
 @stale_option
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def audit(
-    model: Path, data: Path, bundle: Path | None, level: Any, stale_reason: str | None, as_json: bool
+    model: Path,
+    data: Path,
+    bundle: Path | None,
+    level: Any,
+    stale_reason: str | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Attack a specialized model, the out folder of specialize, and write audit.json into it."""
+    """Attack a specialized model, the out folder of specialize; write audit.json and report.html there."""
     with errors_printed():
         from owner.isolation.places import keep_places
 
-        isolate(level, keep_places(model))
+        isolate(level, keep_places(model), is_quiet=quiet)
         from owner.audit.auditing import audit as run
         from owner.audit.summarizing import summarize_audit
+        from owner.report.writing import rewrite_report
 
-        found = run(model, data, bundle, say, stale_reason)
+        with watched(quiet) as say:
+            found = run(model, data, bundle, say, stale_reason)
+        rewrite_report(model, found)
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize_audit(found)))
 
 
@@ -74,9 +93,10 @@ def histogram(
         from owner.choice.requesting import describe_request, request_histogram
         from shared.request import write_request
 
-        request, n_documents = request_histogram(
-            bundle, data, epsilon, out, say, embedder, clusters, stale_reason
-        )
+        with watched() as tell:
+            request, n_documents = request_histogram(
+                bundle, data, epsilon, out, tell, embedder, clusters, stale_reason
+            )
         for line in describe_request(request, n_documents).split("\n"):
             say(line)
         if not yes and not click.confirm(f"owner: write {out}?", err=True):

@@ -1,8 +1,7 @@
 """What every command shares: lines to the terminal, errors as lines, the walls, common options."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,21 @@ from typing import Any
 import click
 
 from owner.isolation.walls import LEVELS, Walls, raise_walls
-from shared.errors import EXPECTED_ERRORS, error_lines
+from shared import terminal
+from shared.progress import Say
+
+PARTY = "owner"
+say = terminal.speaker(PARTY)
 
 
-def say(line: str) -> None:
-    """Print one progress line to stderr."""
-    click.echo(f"owner: {line}", err=True)
+def errors_printed() -> AbstractContextManager[None]:
+    """Print an expected error and exit; see `shared.terminal.errors_printed`."""
+    return terminal.errors_printed(PARTY)
 
 
-@contextmanager
-def errors_printed() -> Iterator[None]:
-    """Print an expected error as `shared.errors.error_lines` words it and exit with 1."""
-    try:
-        yield
-    except EXPECTED_ERRORS as error:
-        lines = error_lines(error)
-        if not lines:
-            raise
-        for line in lines:
-            say(line)
-        sys.exit(1)
+def watched(is_quiet: bool = False) -> AbstractContextManager[Say]:
+    """Show the stages of a deed while it lasts; see `shared.terminal.watched`."""
+    return terminal.watched(PARTY, is_quiet)
 
 
 def given(config: Any, **options: Any) -> Any:
@@ -52,6 +46,7 @@ isolation_option = click.option(
     " by namespace or seccomp; best-effort: go on without, and say so.",
 )
 
+quiet_option = click.option("--quiet", is_flag=True, help="Print errors and the result only.")
 stale_option = click.option(
     "--accept-stale-trust",
     "stale_reason",
@@ -60,9 +55,9 @@ stale_option = click.option(
 )
 
 
-def isolate(level: Any, writable: Sequence[Path], out: Path | None = None) -> Walls:
+def isolate(level: Any, writable: Sequence[Path], out: Path | None = None, is_quiet: bool = False) -> Walls:
     """Raise the walls, which need a process that has not imported torch, and print what they stop."""
     walls = raise_walls(level, writable, out)
-    for at, line in enumerate(walls.lines()):
+    for at, line in enumerate([] if is_quiet else walls.lines()):
         say(f"{'' if at else 'isolation':<12} {line}")
     return walls

@@ -14,8 +14,9 @@ from owner.cli.shell import (
     given,
     isolate,
     isolation_option,
-    say,
+    quiet_option,
     stale_option,
+    watched,
 )
 
 
@@ -60,6 +61,13 @@ from owner.cli.shell import (
 @embedder_option
 @isolation_option
 @stale_option
+@click.option(
+    "--with-samples",
+    is_flag=True,
+    help="Show in the report how the model goes on with held-out text: PRIVATE TEXT, in report.html and"
+    " report.json.",
+)
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report to stdout.")
 def specialize(
     bundle: Path,
@@ -79,6 +87,8 @@ def specialize(
     embedder: Path | None,
     level: Any,
     stale_reason: str | None,
+    with_samples: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Pick the bundle's expert for these documents, fine-tune it, write a standard model folder."""
@@ -87,8 +97,9 @@ def specialize(
 
         writable = make_places(out)
         stack.callback(drop_empty, out)
-        walls = isolate(level, writable, out)
+        walls = isolate(level, writable, out, quiet)
         from owner.privacy.accounting import PrivacyConfig
+        from owner.report.writing import HTML_FILE
         from owner.specializing import SpecializeConfig
         from owner.specializing import specialize as run
         from owner.training.finetuning import FinetuneConfig
@@ -106,7 +117,9 @@ def specialize(
             replay_path=replay,
             teacher_path=teacher,
             stale_reason=stale_reason,
+            with_samples=with_samples,
         )
+        say = stack.enter_context(watched(quiet))
         report = run(bundle, data, out, config, say, device, embedder, walls)
         perplexity = report["perplexity"]
         say(f"held-out perplexity {perplexity['before']:.1f} -> {perplexity['after']:.1f}")
@@ -118,4 +131,6 @@ def specialize(
             verdict = f"{abs(gain):.1%} {'lower' if gain >= 0 else 'HIGHER'} than the plain slm's"
             say(f"  plain slm         {perplexity['slm_before']:.1f} -> {perplexity['slm_after']:.1f}")
             say(f"  the perplexity of {report['chosen']} after fine-tuning is {verdict}")
+        say(f"report       {out / HTML_FILE}")
+        stack.close()
         click.echo(json.dumps(report, indent=2) if as_json else f"{out}/model")

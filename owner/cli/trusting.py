@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from owner.cli.shell import errors_printed, say, stale_option
+from owner.cli.shell import errors_printed, say, stale_option, watched
 
 
 @click.group(epilog="Example: owner trust add provider.pub")
@@ -72,14 +72,24 @@ def remove(which: str) -> None:
 @click.option("--detached-key", type=click.Path(path_type=Path), help="The public P-256 key of that file.")
 @stale_option
 @click.option("--json", "as_json", is_flag=True, help="Print the signed manifest as JSON.")
+@click.option("--card", "as_card", is_flag=True, help="Print a model card made from it, as Markdown.")
 def inspect(
-    bundle: Path, detached: Path | None, detached_key: Path | None, stale_reason: str | None, as_json: bool
+    bundle: Path,
+    detached: Path | None,
+    detached_key: Path | None,
+    stale_reason: str | None,
+    as_json: bool,
+    as_card: bool,
 ) -> None:
     """Verify a bundle, every digest, and show what is in it."""
     if (detached is None) != (detached_key is None):
         raise click.UsageError("--detached and --detached-key belong together")
+    if as_json and as_card:
+        raise click.UsageError("--json and --card exclude each other")
     with errors_printed():
         from owner.trust.inspecting import describe_bundle, inspect_bundle
 
-        found = inspect_bundle(bundle, say, stale_reason, detached, detached_key)
-        click.echo(json.dumps(found, indent=2) if as_json else describe_bundle(found))
+        with watched() as tell:
+            found = inspect_bundle(bundle, tell, stale_reason, detached, detached_key)
+        card = found.pop("card")
+        click.echo(card if as_card else json.dumps(found, indent=2) if as_json else describe_bundle(found))

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from owner.documents.reading import Document
 from shared.batches import Windows
 from shared.errors import DocumentsError
+from shared.progress import show
 from shared.tokenizer import cut_windows, encode_document
 
 
@@ -86,6 +87,7 @@ def window_documents(
         tokens.append(ids)
         position += len(ids)
         n_documents += 1
+        show(n_documents, None, "documents", f"{position:,} tokens")
     zeros = np.zeros(len(starts), np.int32)
     windows = Windows(
         streams=[np.concatenate(tokens) if tokens else np.zeros(0, np.uint32)],

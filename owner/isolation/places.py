@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from owner.trust.remembering import trust_home
@@ -37,6 +38,16 @@ def keep_places(folder: Path) -> list[Path]:
     """Return a folder that is there and the trust home, if there is one; temporary files go to the first."""
     os.environ.update(dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME"), str(folder.absolute())))
     return [folder, *filter(Path.is_dir, [trust_home()])]
+
+
+def no_places() -> list[Path]:
+    """Return no folder, for a run that writes nothing.
+
+    Libraries ask for a folder of temporary files as they are imported, and Python finds one by trying: here,
+    before the walls go up.
+    """
+    tempfile.gettempdir()
+    return []
 
 
 def drop_empty(out: Path) -> None:

@@ -181,5 +181,5 @@ def _need_opacus() -> None:
         import opacus  # noqa: F401
     except ImportError:
         raise PlanearlyError(
-            "differential privacy needs the package opacus", hint="pip install 'planearly[dp]'"
+            "differential privacy needs the package opacus", hint="pip install opacus opendp"
         ) from None

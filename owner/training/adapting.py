@@ -26,14 +26,16 @@ from owner.training.distilling import distillation_loss
 from owner.training.finetuning import FinetuneConfig, finetune, train_config
 from owner.training.lora import add_lora, merge_lora
 from owner.training.replaying import ReplayConfig, continue_pretraining, replay_weights
+from owner.training.scoring import heldout_nats
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.bundle import Bundle
 from shared.device import make_deterministic
 from shared.errors import PlanearlyError
 from shared.files import write_json
 from shared.losses import LossFunction, evaluate, sum_nats
+from shared.progress import Say, stage
 from shared.replay import check_is_pack
-from shared.training import Say, TrainConfig, TrainResult
+from shared.training import TrainConfig, TrainResult
 
 STARTS_FILE = "starts.json"
 LEARN_STEPS, LEARN_RATE = 200, 0.02
@@ -54,6 +56,14 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class HeldoutNats:
+    """Of each held-out document, the nats before any training and after: (u,) both."""
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
 class Adapted:
     """The result: a dense stock model in float32, how it came about."""
 
@@ -63,6 +73,8 @@ class Adapted:
     """All that were considered, with the held-out losses that were measured."""
     figures: dict[str, dict[str, Any]]
     """By name of each start that was fine-tuned: perplexities, steps, settings, history."""
+    nats: dict[str, HeldoutNats]
+    """By the same names."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +97,15 @@ class _Task:
         return self.bundle.manifest.model.context_tokens
 
     def settings(self) -> TrainConfig:
-        """Return the fine-tuning's settings, from the bundle's rate and batch."""
+        """Return the fine-tuning's settings, from the bundle's rate, batch and optimizer."""
         training = self.bundle.manifest.raw["training"]
         return train_config(
-            self.config, self.split, self.context_tokens, training["learning_rate"], training["rows_per_step"]
+            self.config,
+            self.split,
+            self.context_tokens,
+            training["learning_rate"],
+            training["rows_per_step"],
+            self.bundle.manifest.optimizer,
         )
 
     def heldout(self) -> list[Microbatch]:
@@ -96,6 +113,11 @@ class _Task:
         return list(
             all_microbatches(self.split.heldout, self.context_tokens, self.config.rows_per_microbatch)
         )
+
+    def heldout_nats(self, model: PreTrainedModel) -> np.ndarray:
+        """Return the nats of each held-out document, (u,)."""
+        rows = self.config.rows_per_microbatch
+        return heldout_nats(cast(nn.Module, model), self.split, self.context_tokens, rows)
 
 
 def adapt(
@@ -125,20 +147,21 @@ def adapt(
     task = _Task(bundle, split, config, device, work, run, say, replay, teacher, privacy)
     chosen_starts, starts = _choose(task, method, selection)
     figures: dict[str, dict[str, Any]] = {}
+    nats: dict[str, HeldoutNats] = {}
     if compare and SLM in bundle.manifest.comparison and SLM not in [start.name for start in chosen_starts]:
         plain = replace(task, replay=None, teacher=None, config=replace(config, lora_rank=0))
-        figures[SLM] = _train(plain, Start(SLM))[1]
+        _, figures[SLM], nats[SLM] = _train(plain, Start(SLM))
     model = None
     for start in chosen_starts:
         if privacy is not None:
             beside = replace(task, privacy=None, work=task.work / WITHOUT_DP)
-            figures[WITHOUT_DP] = _train(beside, start)[1]
-        model, figures[start.name] = _train(task, start)
+            _, figures[WITHOUT_DP], nats[WITHOUT_DP] = _train(beside, start)
+        model, figures[start.name], nats[start.name] = _train(task, start)
     best = min(chosen_starts, key=lambda start: figures[start.name]["after"])
     if best is not chosen_starts[-1]:
-        model, _ = _train(task, best)  # finished: its best step is read back
+        model, _, _ = _train(task, best)  # finished: its best step is read back
     assert model is not None
-    return Adapted(model, best, starts, figures)
+    return Adapted(model, best, starts, figures, nats)
 
 
 def finetune_teacher(
@@ -247,12 +270,18 @@ def _learn(task: _Task, start: Start) -> Start:
     return Start("learned", vector=tuple(learned_M.tolist()), heldout_loss=loss)
 
 
-def _train(task: _Task, start: Start) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _train(task: _Task, start: Start) -> tuple[PreTrainedModel, dict[str, Any], HeldoutNats]:
     """Materialize, replay, fine-tune; return the model and its figures. What is finished is read back."""
+    with stage(start.name):
+        return _train_in_stage(task, start)
+
+
+def _train_in_stage(task: _Task, start: Start) -> tuple[PreTrainedModel, dict[str, Any], HeldoutNats]:
     folder = task.work / start.name
     make_deterministic(task.config.seed)
     model = start.materialize(task.bundle)
     cast(nn.Module, model).to(task.device)
+    before = task.heldout_nats(model)
     inputs = _digest(task.run, asdict(replace(start, heldout_loss=None)))
     figures: dict[str, Any] = {}
     if task.replay is not None:
@@ -306,7 +335,7 @@ def _train(task: _Task, start: Start) -> tuple[PreTrainedModel, dict[str, Any]]:
     figures = figures | _figures(result) | {"settings": asdict(settings)}
     if "replay" in figures:
         figures["before"] = figures["replay"]["before"]
-    return model, figures
+    return model, figures, HeldoutNats(before, task.heldout_nats(model))
 
 
 def _base_settings(task: _Task) -> TrainConfig:
@@ -318,6 +347,7 @@ def _base_settings(task: _Task) -> TrainConfig:
         rows_per_step=max(rows, training["rows_per_step"] // rows * rows),
         rows_per_microbatch=rows,
         learning_rate=training["learning_rate"],
+        optimizer=task.bundle.manifest.optimizer,
         checkpoint_every_s=task.config.checkpoint_every_s,
     )
 

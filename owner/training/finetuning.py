@@ -58,9 +58,17 @@ class FinetuneConfig:
 
 
 def train_config(
-    config: FinetuneConfig, split: Split, context_tokens: int, base_lr: float, base_rows: int
+    config: FinetuneConfig,
+    split: Split,
+    context_tokens: int,
+    base_lr: float,
+    base_rows: int,
+    optimizer: str,
 ) -> TrainConfig:
-    """Return the loop's settings for this much text, from the pretraining's rate and batch."""
+    """Return the loop's settings for this much text, from the pretraining's rate, batch and optimizer.
+
+    Low-rank matrices are always moved by Adam: they did not take part in the pretraining.
+    """
     n_rows = len(pack_rows(split.train, context_tokens))
     rows_per_step = max(1, min(base_rows, n_rows // config.least_steps_per_epoch))
     rows_per_microbatch = min(rows_per_step, config.rows_per_microbatch)
@@ -73,6 +81,7 @@ def train_config(
         rows_per_microbatch=rows_per_microbatch,
         learning_rate=base_lr * (config.rate_fraction or (1 / 3 if is_small else 1.0)),
         final_lr_fraction=config.final_lr_fraction,
+        optimizer="adam" if config.lora_rank else optimizer,
         warmup_steps=min(config.warmup_steps, steps_per_epoch),
         eval_every_steps=max(1, steps_per_epoch // config.evals_per_epoch),
         patience_evals=config.patience_evals,

@@ -60,6 +60,7 @@ def continue_pretraining(
         rows_per_microbatch=base.rows_per_microbatch,
         learning_rate=base.learning_rate * config.rate_fraction,
         final_lr_fraction=0.05,
+        optimizer=base.optimizer,
         warmup_steps=max(1, round(steps * config.warmup_fraction)),
         eval_every_steps=max(1, steps // config.evals),
         patience_evals=config.evals + 1,  # never stops, always keeps the best

@@ -1,8 +1,8 @@
 """The result on disk: a standard model directory, and a report that stays with the owner.
 
 `OUT/model/` loads with `AutoModelForCausalLM` and `AutoTokenizer`; it holds nothing about the private
-documents but the weights. `OUT/report.json` names the expert and the histogram, so it lies outside, as does
-`OUT/canaries.json`, where some were planted.
+documents but the weights. `OUT/report.json` and `OUT/report.html` name the expert and the histogram, so they
+lie outside, as does `OUT/canaries.json`, where some were planted.
 """
 
 from pathlib import Path
@@ -18,18 +18,10 @@ from shared.tokenizer import save_tokenizer
 MODEL_FOLDER, REPORT_FILE, CANARIES_FILE = "model", "report.json", "canaries.json"
 
 
-def save_specialized(
-    staged: Path,
-    out: Path,
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    report: dict[str, Any],
-    canaries: dict[str, Any] | None = None,
-) -> None:
-    """Write all into `staged`, a folder of the same file system, then rename it to `out`.
+def stage_model(staged: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> Path:
+    """Write the model into `staged`, a new folder on the file system of the final one; return the model's.
 
-    Weights are float32, in shards as transformers writes them. Raises OSError (no space left) with no
-    `out` left behind.
+    Weights are float32, in shards as transformers writes them. Raises OSError (no space left).
     """
     remove(staged)
     folder = staged / MODEL_FOLDER
@@ -38,7 +30,11 @@ def save_specialized(
     disable_progress_bar()
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
-    write_json(staged / REPORT_FILE, report)
+    return folder
+
+
+def publish_result(staged: Path, out: Path, canaries: dict[str, Any] | None = None) -> None:
+    """Add the canaries, if there are some, and rename all to `out`. Raises OSError, with no `out` left."""
     if canaries is not None:
         write_json(staged / CANARIES_FILE, canaries)
     sync_tree(staged)

@@ -4,10 +4,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from owner.trust.opening import open_vouched
-from owner.trust.vouching import describe_voucher, manifest_digest, read_trust
+from owner.trust.vouching import describe_voucher, read_trust
+from shared.bundle import Bundle
+from shared.card import make_card
+from shared.contents import COUNTS
 from shared.detached import read_p256_public_key, verify_detached
-from shared.training import Say
+from shared.progress import Say, show, stage
+
+LARGEST_SHOWN = 5
+"""Clusters whose labels are shown. Ours."""
 
 
 def inspect_bundle(
@@ -17,13 +25,14 @@ def inspect_bundle(
     detached: Path | None = None,
     detached_key: Path | None = None,
 ) -> dict[str, Any]:
-    """Verify a bundle with all that this owner trusts; return its signed manifest, key id and size in bytes.
+    """Verify a bundle with all that this owner trusts; return its manifest, model card, key id and size.
 
     With a detached signature and its key, that is verified too. Raises SignatureError, BundleError.
     """
     with ExitStack() as stack:
         bundle, voucher = open_vouched(path, stack, read_trust(stale_reason), say)
-        bundle.verify_all()
+        with stage("verify"):
+            bundle.verify_all(lambda done, total: show(done, total, "bytes"))
         if detached is not None and detached_key is not None:
             verify_detached(path, detached, read_p256_public_key(detached_key))
         return {
@@ -32,10 +41,21 @@ def inspect_bundle(
             "key_id": bundle.key_id,
             "verified": True,
             "detached_verified": detached is not None,
-            "manifest_sha256": manifest_digest(bundle),
+            "manifest_sha256": bundle.manifest.sha256,
             "trust": voucher,
+            "largest_clusters": _largest_clusters(bundle),
+            "card": make_card(bundle),
             "manifest": bundle.manifest.raw,
         }
+
+
+def _largest_clusters(bundle: Bundle) -> list[dict[str, Any]]:
+    """Return number, windows of the generic corpus and label of the largest clusters, if they have labels."""
+    if not bundle.manifest.cluster_terms:
+        return []
+    counts_K = bundle.tensor(COUNTS).numpy()
+    largest = np.argsort(-counts_K, kind="stable")[:LARGEST_SHOWN].tolist()
+    return [{"cluster": c, "windows": int(counts_K[c]), "label": bundle.manifest.label(c)} for c in largest]
 
 
 def describe_bundle(found: dict[str, Any]) -> str:
@@ -73,7 +93,12 @@ def describe_bundle(found: dict[str, Any]) -> str:
     place = "inside" if embedder["embedded"] else "to be found on this machine"
     rows += [
         ("embedder", f"{embedder['name']} · sha256 {embedder['sha256'][:16]}... · {place}"),
-        ("clusters", f"{manifest['clusters']['n']}"),
+        ("clusters", f"{manifest['clusters']['n']}{' · the largest:' if found['largest_clusters'] else ''}"),
+    ]
+    for cluster in found["largest_clusters"]:
+        share = cluster["windows"] / max(1, manifest["clusters"]["corpus_windows"])
+        rows.append(("", f"{cluster['cluster']:>5} · {share:6.1%} of windows · {cluster['label']}"))
+    rows += [
         (
             "training",
             f"{training['steps']:,} steps · {training['tokens']:,} tokens ·"

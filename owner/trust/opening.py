@@ -21,7 +21,7 @@ from shared.bundle import Bundle, open_bundle
 from shared.embedding import WEIGHTS_SHA256, Embedder, find_embedder_files, load_embedder
 from shared.errors import BundleError, UnknownKeyError
 from shared.pieces import build_tokenizer, read_pieces
-from shared.training import Say
+from shared.progress import Say, show
 
 
 def open_vouched(path: Path, stack: ExitStack, trust: Trust, say: Say) -> tuple[Bundle, dict[str, Any]]:
@@ -48,7 +48,7 @@ def open_trusted(path: Path, stack: ExitStack, trust: Trust, say: Say) -> tuple[
     manifest = bundle.manifest
     check_not_rolled_back(related_key_ids(trust, bundle.key_id), manifest.name, manifest.version)
     if manifest.kind != "mix":  # of a mixture only the chosen expert is read, and checked then
-        bundle.verify_all()
+        bundle.verify_all(lambda done, total: show(done, total, "bytes"))
     remember_version(bundle.key_id, manifest.name, manifest.version)
     return bundle, voucher
 

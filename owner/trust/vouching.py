@@ -5,7 +5,6 @@ Revocations count whoever stored them, also when their trust file has expired, a
 a provider could so revoke another's key or bundle, which costs its owner a word with both and no trust.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +15,6 @@ from owner.trust.remembering import STATE_FILE, key_name, latest_time, trust_hom
 from shared.errors import BundleError, PlanearlyError, SignatureError, UnknownKeyError
 from shared.names import write_time
 from shared.signature import PublicKey
-from shared.strict_json import canonical_json
 from shared.trust_file import TrustFile
 
 if TYPE_CHECKING:  # it imports torch, and listing what is trusted should be quick
@@ -173,4 +171,4 @@ def _revoked_by(trust: Trust, key_id: str) -> str:
 
 def manifest_digest(bundle: "Bundle") -> str:
     """Return the SHA-256 of the signed manifest, by which a trust file revokes a bundle."""
-    return hashlib.sha256(canonical_json(bundle.manifest.raw)).hexdigest()
+    return bundle.manifest.sha256

@@ -209,11 +209,13 @@ def step_cost(machine: Machine, system: System, plan: Plan) -> Cost:
     """Return one optimizer step's cost on one of the plan's GPUs."""
     terms = step_terms(machine, system, plan)
 
-    def total(limit: str, place: int) -> float:
-        return sum(term[place] for term in terms if term[1] == limit)
+    def total(limit: str) -> tuple[float, float]:
+        """Return the FLOPs or bytes of what waits for this, and its seconds."""
+        chosen = [(amount, peak_s) for _, waits_for, amount, peak_s in terms if waits_for == limit]
+        return sum(amount for amount, _ in chosen), sum(peak_s for _, peak_s in chosen) / machine.achieved
 
-    seconds = [total(limit, 3) / machine.achieved for limit in ("compute", "memory", "network")]
-    return Cost(total("compute", 2), total("memory", 2), *seconds)
+    (flops, compute_s), (moved, memory_s), (_, network_s) = map(total, ("compute", "memory", "network"))
+    return Cost(flops, moved, compute_s, memory_s, network_s)
 
 
 def forward_cost(machine: Machine, system: System, tokens: float, batch_tokens: float) -> Cost:
