@@ -24,8 +24,6 @@ from docs.excerpts import (
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_OUTPUT = "examples/demo/output.txt"
 NAME_COLUMNS = 32
-COMMANDS = ("owner", "owner specialize", "owner histogram", "provider release")
-"""Commands whose help stands in README.md."""
 
 FOLDERS = ("shared", "provider", "owner", "tests", "benchmarks", "examples", "docs")
 """Folders of the tree, in reading order; a package's line is its own docstring."""
@@ -148,11 +146,6 @@ def tree_block(root: Path = ROOT) -> str:
     return fence("\n".join(lines))
 
 
-def help_block() -> str:
-    """Return the help texts of COMMANDS."""
-    return "\n\n".join(fence(f"$ {command} --help\n{help_of(command)}") for command in COMMANDS)
-
-
 def demo_block(root: Path = ROOT) -> str | None:
     """Return the demo's recorded output, or None where there is none."""
     path = root / DEMO_OUTPUT
@@ -170,7 +163,6 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str | None]] = {
     "demo": demo_block,
-    "help": lambda root: help_block(),
     "owner-commands": lambda root: commands_block("owner"),
     "provider-commands": lambda root: commands_block("provider"),
     "recipe-fields": lambda root: recipe_block(),

@@ -32,6 +32,8 @@ LEAST_RADIUS, NUMBERED_RADIUS = 2.5, 11.0
 """A smaller bubble would not be seen, a smaller one could not hold its number."""
 LETTER, LINE = 6.4, 14.0
 """Mean width of a label's letter and height of its line, in a font of 12 pixels."""
+MOST_LABELS = 32
+"""On the map, those of the largest clusters: more would hide the bubbles of a thousand. Ours."""
 N_NEAREST = 3
 PALETTE = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Viridis at five places (Smith and van der Walt 2015): its lightness rises evenly, for all eyes alike."""
@@ -112,6 +114,7 @@ def draw_atlas(bundle: Bundle) -> str:
         width=WIDTH,
         height=HEIGHT,
         bubbles=place_labels(_bubbles(places_KX, shares_K, own, labels)),
+        most_labels=MOST_LABELS,
         numbered_radius=NUMBERED_RADIUS,
         explained=explained,
         lowest=min(known, default=None),
@@ -193,16 +196,16 @@ def _hex(colour: tuple[int, ...]) -> str:
 
 
 def place_labels(bubbles: list[Bubble]) -> list[Bubble]:
-    """Give labels a place beside their bubbles, largest first, where nothing else is; else none.
+    """Give the MOST_LABELS first bubbles' labels a place beside them where nothing else is; else none.
 
     No label covers another label, or another bubble large enough for a number, or leaves the map.
     """
     taken = [_box_of(bubble) for bubble in bubbles if bubble.radius >= NUMBERED_RADIUS]
     placed = []
-    for bubble in bubbles:
+    for rank, bubble in enumerate(bubbles):
         own = _box_of(bubble)
         is_told = bubble.label == str(bubble.cluster) and bubble.radius >= NUMBERED_RADIUS
-        for box in [] if is_told else _boxes_beside(bubble):
+        for box in [] if is_told or rank >= MOST_LABELS else _boxes_beside(bubble):
             inside = min(box[:2]) >= 0 and box[2] <= WIDTH and box[3] <= HEIGHT
             if inside and not any(_overlap(box, other) for other in taken if other != own):
                 taken.append(box)

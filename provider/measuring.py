@@ -1,7 +1,7 @@
 """What this machine does and what this corpus holds, measured in some seconds, for a plan of a release.
 
-One file of the corpus is read, a small vocabulary is learned from its first megabyte, and that text is
-tokenized, counted and in part embedded. Nothing of it is kept.
+Files of the corpus are read up to a megabyte of text, a small vocabulary is learned from it, and it is
+tokenized, its words are counted, and some of it is embedded. Nothing of it is kept.
 """
 
 import math
@@ -27,7 +27,7 @@ from shared.tokenizer import decode_window, encode_document
 
 SAMPLE_BYTES = 1_000_000
 READ_S = 5.0
-"""A file is read no longer than this; how much text a longer one holds is a guess."""
+"""Reading takes no longer than this; how much text a file not read to its end holds is a guess."""
 COMPRESSED_RATIO = 2.6
 """Bytes of text per byte of a file too long to be read here: C4's 794 GB in 305 (benchmarks/scaling.toml)."""
 SAMPLE_PIECES = 2048
@@ -49,7 +49,7 @@ class Text:
     tokens: float
     windows: float
     is_counted: bool
-    """Whether the whole file that stands for all was read."""
+    """Whether the files that stand for all were read to their ends."""
     read_bytes_s: float
     learn_bytes_s: float
     tokenize_bytes_s: float
@@ -74,23 +74,27 @@ def size_of(file: CorpusFile) -> int:
 
 
 def measure_text(files: list[CorpusFile], recipe: Recipe, device: str, embedder: Path | None) -> Text:
-    """Measure on the training file of middle size. Raises DocumentsError, as a release would."""
-    train = sorted((file for file in files if not file.is_heldout), key=size_of)
-    chosen = train[len(train) // 2]
-    total, seen, n_documents, sample = sum(map(size_of, files)), 0, 0, list[str]()
+    """Measure on some training files. Raises DocumentsError, as a release would."""
+    train = [file for file in files if not file.is_heldout]
+    total, sample, seen, n_documents, read_bytes = sum(map(size_of, files)), list[str](), 0, 0, 0
     begin, is_counted = time.perf_counter(), True
-    for document in read_documents(chosen.path, [0], chosen.etag):
-        if seen < SAMPLE_BYTES:
-            sample.append(document)
-        seen += len(document.encode())
-        n_documents += 1
-        if time.perf_counter() - begin > READ_S:
-            is_counted = False
+    for index in np.random.default_rng(0).permutation(len(train)):
+        file = train[index]
+        for document in read_documents(file.path, [0], file.etag):
+            if seen < SAMPLE_BYTES:
+                sample.append(document)
+            seen += len(document.encode())
+            n_documents += 1
+            is_counted = time.perf_counter() - begin < READ_S
+            if not is_counted:
+                break
+        read_bytes += size_of(file)
+        if not is_counted or seen >= SAMPLE_BYTES:
             break
     read_s = time.perf_counter() - begin
     if not sample:
-        raise DocumentsError(f"{chosen.path}: no document with text", hint="use more text")
-    ratio = seen / max(1, size_of(chosen)) if is_counted else COMPRESSED_RATIO
+        raise DocumentsError(f"{len(train)} training files: no document with text", hint="use more text")
+    ratio = seen / read_bytes if is_counted else COMPRESSED_RATIO
     text_bytes = ratio * total
     sample_bytes = sum(len(document.encode()) for document in sample)
     pieces, learn_s = _learned(sample, recipe.model.vocab_size)

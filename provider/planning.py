@@ -89,7 +89,7 @@ def plan_release(
     if not all(stage.was_done for stage in stages.values()):
         text = measure_text(files, recipe, device, embedder)
         machine = measure_machine(device)
-        how = "by its middle file" if text.is_counted else "a guess: its files are long"
+        how = "by some of its files" if text.is_counted else "a guess: its files are long"
         yield (
             f"{'corpus':<12} {len(files):,} files · {amount(text.file_bytes)} · about"
             f" {amount(text.text_bytes)} of text, {text.documents:,.0f} documents,"

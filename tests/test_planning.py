@@ -97,7 +97,7 @@ def test_the_estimated_sizes_are_those_of_the_release(inputs):
             assert system_of(recipe, name).trained == pytest.approx(found, rel=0.01)
 
 
-def test_the_corpus_is_estimated_from_one_of_its_files(inputs):
+def test_the_corpus_is_estimated_from_some_of_its_files(inputs):
     recipe = tiny_recipe(inputs, "pn")
     lines = list(plan_release(recipe, inputs / "corpus", inputs / "none", "cpu"))
     text = sum(path.stat().st_size for path in (inputs / "corpus").iterdir())

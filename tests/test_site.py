@@ -1,5 +1,6 @@
 """The documentation site: builds without a warning, and every page opens from disk without asking anyone."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from tests.browsers import opened
 
 ROOT = Path(__file__).resolve().parent.parent
 ZENSICAL = Path(sys.executable).parent / "zensical"
@@ -126,3 +129,11 @@ def test_a_link_that_leads_nowhere_stops_the_build(tmp_path):
     done = build(tmp_path)
     assert done.returncode != 0
     assert "page does not exist" in done.stdout + done.stderr
+
+
+def test_the_search_finds_pages_from_disk_in_a_real_browser_without_a_network(site):
+    with opened(site / "index.html") as (page, heard):
+        page.locator(".md-search__button").click()
+        page.keyboard.type("importance sampling")
+        page.get_by_text(re.compile(r"^[1-9]\d* results$")).wait_for(timeout=20_000)
+        assert not [asked for asked in heard if not asked.startswith(site.as_uri())]

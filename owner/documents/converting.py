@@ -35,7 +35,7 @@ if sys.platform == "linux":
     import resource
 
 NESTED = 5
-"""Archives and messages in one another that are opened. Ours."""
+"""So deep a file may lie in archives and messages. Ours."""
 _LIBRARIES = ("pypdf", "mammoth", "pptx", "python_calamine", "pyarrow")
 
 Found = Iterator[Document | Member | Skipped]

@@ -69,6 +69,9 @@ class Converter:
                         has_some = True
                         yield value
                 return
+            except GeneratorExit:
+                self.close()  # it still answers
+                raise
             except _Died as death:
                 self.close()
                 if not n:

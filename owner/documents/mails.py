@@ -5,6 +5,7 @@ Quoted-printable and base64 are undone. Of the same text in two forms the plain 
 
 import email
 import email.policy
+import re
 from collections.abc import Iterator
 from email.message import EmailMessage, MIMEPart
 from typing import IO, cast
@@ -15,6 +16,9 @@ from owner.documents.texts import Document, count_fault, whole_characters
 from owner.documents.walking import Skipped, printable, unsupported
 
 HEADERS = ("From", "To", "Cc", "Subject", "Date")
+_BEGIN = re.compile(rb"From .*\d\d:\d\d")
+"""After a blank line. Sentences may begin so too, but seldom tell the time."""
+_ESCAPED = re.compile(rb">+From ")
 LINE_BYTES = 1 << 20
 """Read at a time; a message has no lines as long."""
 
@@ -29,7 +33,7 @@ def read_message(opened: IO[bytes], name: str) -> Found:
 
 
 def read_mailbox(opened: IO[bytes], name: str) -> Found:
-    """Yield an .mbox's messages, each a document; RFC 4155, a `From ` line after a blank one begins one."""
+    """Yield an .mbox's messages, each a document; RFC 4155: a `From ` line with a time begins one."""
     number = 0
     faults: dict[str, Skipped] = {}
     for content in _split(opened):
@@ -55,7 +59,7 @@ def _split(opened: IO[bytes]) -> Iterator[bytes | None]:
     size, begun, is_after_blank = 0, False, True
     while True:
         line = opened.readline(LINE_BYTES)
-        if not line or (is_after_blank and line.startswith(b"From ")):
+        if not line or (is_after_blank and _BEGIN.match(line)):
             if begun:
                 yield b"".join(lines) if size <= MEMBER_BYTES else None
             if not line:
@@ -66,7 +70,7 @@ def _split(opened: IO[bytes]) -> Iterator[bytes | None]:
             return
         size += len(line)
         if size <= MEMBER_BYTES:
-            lines.append(line[1:] if line.lstrip(b">").startswith(b"From ") else line)
+            lines.append(line[1:] if _ESCAPED.match(line) else line)
         is_after_blank = line in (b"\n", b"\r\n")
 
 
