@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo check fix test docs vectors wheelhouse
+.PHONY: setup demo check fix test docs vectors wheelhouse llamacpp
 
 setup: $(VENV)/.installed-dev
 
@@ -40,7 +40,7 @@ test: $(VENV)/.installed-dev
 
 # Rewrite what the documents repeat from the code (a test fails when it is stale), then build site/.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python docs/refresh.py
+	$(BIN)/python -m docs.refresh
 	$(BIN)/zensical build --strict --clean
 
 # Rebuild tests/vectors from their seed; `git diff` is empty unless the format changed.
@@ -48,6 +48,11 @@ vectors: $(VENV)/.installed-dev
 	$(BIN)/python tests/vectors/build.py
 
 # Everything an owner needs as wheels in wheelhouse/, for a machine without a network: docs/howto/air-gap.md
-EXTRAS ?= embedder,lora,dp
+EXTRAS ?= documents,embedder,dp,lora,gguf,onnx
 wheelhouse: $(VENV)/bin/python
 	$(BIN)/python examples/airgap/pack.py wheelhouse constraints.txt $(EXTRAS)
+
+# Compile llama.cpp (minutes) and run the tests that need it, which `make check` skips without it.
+llamacpp: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llamacpp]'
+	$(BIN)/pytest tests/test_exporting.py

@@ -1,28 +1,29 @@
 """Rewrite what documents repeat from the code: help texts, recipe fields, demo output, file tree.
 
-`make docs` runs it before it builds the site; tests/test_docs.py fails when a block is stale. Everything
-outside the blocks, which stand between `<!-- name -->` and `<!-- /name -->` on any page, is written by hand.
-A new file that is no .py file needs a line in OTHER_FILES.
+`make docs` runs it (`python -m docs.refresh`) before it builds the site; tests/test_docs.py fails when a
+block is stale. Everything outside the blocks, which stand between `<!-- name -->` and `<!-- /name -->` on any
+page, is written by hand. A new file that is no .py file needs a line in OTHER_FILES.
 """
 
 import ast
 import fnmatch
-import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
 
-import click
-from click.testing import CliRunner
+from docs.excerpts import (
+    commands_block,
+    decisions_block,
+    fence,
+    help_of,
+    python_block,
+    python_example_block,
+    recipe_block,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_OUTPUT = "examples/demo/output.txt"
-HELP_COLUMNS = 100
 NAME_COLUMNS = 32
-COMMANDS = ("owner", "owner specialize", "owner histogram", "provider release")
-"""Commands whose help stands in README.md."""
 
 FOLDERS = ("shared", "provider", "owner", "tests", "benchmarks", "examples", "docs")
 """Folders of the tree, in reading order; a package's line is its own docstring."""
@@ -41,6 +42,8 @@ OTHER_FILES = {
     "provider/atlas.html.j2": "the page of `provider atlas`, as a Jinja template that escapes every text",
     "provider/atlas.css": "how that page looks, light and dark",
     "tests/vectors/*": "good and bad bundles; vectors.json says which step refuses which",
+    "owner/report/report.html.j2": "the page, with holes for what the report says",
+    "owner/report/report.css": "its one style sheet: light, dark, narrow, on paper",
     "examples/demo/pn16.toml": "the recipe of the demo bundle",
     "examples/demo/pn16.st": "the demo bundle",
     "examples/demo/provider.pub": "the public key that verifies it",
@@ -143,124 +146,10 @@ def tree_block(root: Path = ROOT) -> str:
     return fence("\n".join(lines))
 
 
-def command_groups() -> dict[str, click.Group]:
-    """Return the two commands by name."""
-    from owner.cli import main as owner
-    from provider.cli import main as provider
-
-    return {"owner": owner, "provider": provider}
-
-
-def all_commands(name: str, command: click.Command) -> list[str]:
-    """Return a command's name and those of all below it, in the order of its help."""
-    below = sorted(command.commands.items()) if isinstance(command, click.Group) else []
-    return [name, *(leaf for part, child in below for leaf in all_commands(f"{name} {part}", child))]
-
-
-def help_of(command: str) -> str:
-    """Return what `command --help` prints on a terminal of HELP_COLUMNS columns."""
-    groups = command_groups()
-    name, *rest = command.split()
-    result = CliRunner().invoke(groups[name], [*rest, "--help"], prog_name=name, terminal_width=HELP_COLUMNS)
-    if result.exit_code != 0:
-        raise RuntimeError(f"{command} --help: exit code {result.exit_code}")
-    return result.output.rstrip()
-
-
-def help_block() -> str:
-    """Return the help texts of COMMANDS."""
-    return "\n\n".join(fence(f"$ {command} --help\n{help_of(command)}") for command in COMMANDS)
-
-
-def commands_block(party: str) -> str:
-    """Return a heading and the help text of every command of a party."""
-    names = all_commands(party, command_groups()[party])
-    return spaced(*(f"## {name}\n\n{fence(help_of(name))}" for name in names))
-
-
-def field_docstrings(kind: type[Any]) -> dict[str, str]:
-    """Return the string below each field of a dataclass, on one line."""
-    (declared,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(declared, ast.ClassDef)
-    found = {}
-    for node, after in zip(declared.body, declared.body[1:], strict=False):
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(after, ast.Expr)
-            and isinstance(node.target, ast.Name)
-        ):
-            found[node.target.id] = " ".join(ast.literal_eval(after.value).split())
-    return found
-
-
-def _default(item: Field[Any], required: str) -> str:
-    if item.default is MISSING:
-        return required if item.default_factory is MISSING else "its table's"
-    if item.default is None:
-        return "none"
-    shown = list(item.default) if isinstance(item.default, tuple) else item.default
-    return f"`{shown}`" if not isinstance(shown, str) else f'`"{shown}"`'
-
-
-def fields_table(kind: type[Any], left_out: tuple[str, ...] = (), required: str = "required") -> str:
-    """Return a Markdown table of a dataclass: field, default, what its docstring says."""
-    said = field_docstrings(kind)
-    rows = [
-        f"| `{item.name}` | {_default(item, required)} | {said.get(item.name, '')} |"
-        for item in fields(kind)
-        if item.name not in left_out
-    ]
-    return "\n".join(["| field | default | meaning |", "| --- | --- | --- |", *rows])
-
-
-def recipe_block() -> str:
-    """Return every table of a recipe with its fields."""
-    from provider import recipe
-    from shared.slm import PRESETS, SlmConfig
-    from shared.training import TrainConfig
-
-    sections: dict[str, type[Any]] = {
-        "corpus": recipe.CorpusConfig,
-        "tokenizer": recipe.TokenizerConfig,
-        "clustering": recipe.ClusteringConfig,
-        "projection": recipe.ProjectionConfig,
-        "pretraining": TrainConfig,
-        "replay": recipe.ReplayConfig,
-    }
-    parts = ["## Top level", fields_table(recipe.Recipe, ("model", *sections)), "## `[model]`"]
-    parts.append(
-        "`preset` is required and gives every size its value; the other fields change it. Presets: "
-        + ", ".join(f"`{name}`" for name in PRESETS)
-        + "."
-    )
-    parts.append(fields_table(SlmConfig, required="the preset's"))
-    for name, kind in sections.items():
-        parts += [f"## `[{name}]`", inspect.cleandoc(kind.__doc__ or ""), fields_table(kind)]
-    return spaced(*parts)
-
-
-def decisions_block(root: Path = ROOT) -> str:
-    """Return a line for every decision, with its title."""
-    pages = sorted((root / "docs/decisions").glob("*.md"))
-    titles = [page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in pages]
-    links = [f"- [{title}](../decisions/{page.name})" for page, title in zip(pages, titles, strict=True)]
-    return spaced("\n".join(links))
-
-
 def demo_block(root: Path = ROOT) -> str | None:
     """Return the demo's recorded output, or None where there is none."""
     path = root / DEMO_OUTPUT
     return fence("$ make demo\n" + path.read_text(encoding="utf-8").rstrip()) if path.exists() else None
-
-
-def spaced(*parts: str) -> str:
-    """Return the parts as paragraphs, the block's markers apart from them."""
-    return "\n" + "\n\n".join(parts) + "\n"
-
-
-def fence(text: str) -> str:
-    """Return the text as a fenced block."""
-    return f"```\n{text}\n```"
 
 
 def replace_block(text: str, name: str, content: str) -> str:
@@ -274,10 +163,11 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str | None]] = {
     "demo": demo_block,
-    "help": lambda root: help_block(),
     "owner-commands": lambda root: commands_block("owner"),
     "provider-commands": lambda root: commands_block("provider"),
     "recipe-fields": lambda root: recipe_block(),
+    "python-api": lambda root: python_block(),
+    "python-example": python_example_block,
     "decisions": decisions_block,
     "tree": tree_block,
 }

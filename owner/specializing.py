@@ -4,7 +4,6 @@ import hashlib
 import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -234,6 +233,7 @@ def specialize(
             "replay_pack": describe_bundle(pack) if pack else None,
             "teacher": describe_bundle(teacher_bundle) if teacher_bundle else None,
             "trust": vouchers,
+            "began": write_time(trust.now),
             "device": str(device),
             "isolation": asdict(walls) if walls else None,
             "samples": None,
@@ -241,21 +241,15 @@ def specialize(
             "run": run,
         }
         say(f"result       {report['result']}")
+        model = adapted.model.cpu()
         if config.with_samples:
             with clock.stage("samples"):
                 start = adapted.chosen.materialize(bundle)
-                cast(nn.Module, start).to(device)
-                report["samples"] = sample(
-                    start, adapted.model, split, tokenizer, manifest.model.context_tokens
-                )
+                report["samples"] = sample(start, model, split, tokenizer, manifest.model.context_tokens)
         with clock.stage("save"):
-            folder = stage_model(work / "result", adapted.model.cpu(), tokenizer)
+            folder = stage_model(work / "result", model, tokenizer)
             report["files"] = digests(folder)
-        report |= {
-            "seconds": clock.seconds,
-            "cost": meter.figures(),
-            "finished": write_time(datetime.now(UTC)),
-        }
+        report |= {"seconds": clock.seconds, "cost": meter.figures()}
         write_report(folder.parent, report)
         publish_result(folder.parent, out, canaries_file(canaries) if canaries else None)
         discard_work(work)

@@ -245,7 +245,7 @@ def bad_files() -> dict[str, tuple[bytes, dict[str, str]]]:
         ),
         "cut.tar.gz": (
             gzip.compress(tarred({"a.txt": prose(24).encode(), "b.txt": b"b" * 90_000}), mtime=0)[:-80],
-            {"cut.tar.gz": "damaged archive; what could be unpacked until then is used"},
+            {"cut.tar.gz": "damaged archive; what was read until then is used"},
         ),
         "deep.zip": (nested(7), {"deep.zip" + "/in.zip" * 6: "nested too deep"}),
         "escape.zip": (

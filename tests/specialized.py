@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 import torch
 
 from owner.models.loading import read_own_pieces
-from owner.training.saving import save_specialized
+from owner.training.saving import publish_result, stage_model
 from shared.pieces import build_tokenizer
 from shared.slm import SlmConfig, build_slm
 from tests import tiny
@@ -44,5 +44,7 @@ def save_other(like: Path, out: Path, architecture: str, width: int, seed: int =
     assert pieces is not None
     torch.manual_seed(seed)
     model = build_slm(SlmConfig(architecture, 2, width, 2, 2 * width, len(pieces), 64))
-    save_specialized(out.with_name(f".{out.name}"), out, model.eval(), build_tokenizer(pieces), {})
+    staged = out.with_name(f".{out.name}")
+    stage_model(staged, model.eval(), build_tokenizer(pieces))
+    publish_result(staged, out)
     return out

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-COLUMNS = 110
+import pyte
+
+ROWS, COLUMNS = 40, 110
 
 
 class Terminal:
@@ -27,7 +29,7 @@ class Terminal:
             os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"} | variables
             os.execve(sys.executable, [sys.executable, *map(str, arguments)], environment)
-        fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
+        fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
 
     def read_until(self, is_enough: Callable[[str], bool], limit_s: float = 120.0) -> str:
         """Return all that was drawn once it is enough, or the process has closed its terminal."""
@@ -41,6 +43,12 @@ class Terminal:
                 except OSError:  # EIO: the last process of the terminal is gone
                     break
         return self.shown.decode(errors="replace")
+
+    def screen(self) -> list[str]:
+        """Return the lines that a terminal shows after all that was drawn, blank ones left out."""
+        screen = pyte.Screen(COLUMNS, ROWS)
+        pyte.ByteStream(screen).feed(self.shown)
+        return [line.rstrip() for line in screen.display if line.strip()]
 
     def interrupt(self) -> None:
         """Type Ctrl-C."""

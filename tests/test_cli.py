@@ -1,3 +1,5 @@
+"""The two commands: help that comes at once, exit codes, errors as lines."""
+
 import json
 import subprocess
 import sys

@@ -143,7 +143,7 @@ def test_a_run_that_is_ended_leaves_no_text_and_no_core(place, number):
     assert run.poll() is None
     run.send_signal(number)
     out, err = run.communicate(timeout=60)
-    assert run.returncode == (1 if number == signal.SIGINT else -number)
+    assert run.returncode == (130 if number == signal.SIGINT else -number)
     assert leaked(place, out, err) == []
     assert not list(place.glob("core*"))
     assert work.stat().st_mode & 0o077 == 0

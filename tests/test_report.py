@@ -16,11 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from owner.audit.auditing import audit
+from owner.documents.intervals import RESAMPLES
 from owner.documents.windows import PrivateWindows, split_documents
 from owner.isolation.walls import AUDIT_HOOK, SECCOMP
 from owner.report.charts import Scale, loss_curves, loss_range, ticks
 from owner.report.composing import compose, printable
-from owner.report.intervals import RESAMPLES, perplexity_intervals
+from owner.report.intervals import perplexity_intervals
 from owner.report.metering import Meter
 from owner.report.recording import cluster_labels
 from owner.report.sampling import choose_prompts, go_on

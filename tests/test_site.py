@@ -1,5 +1,6 @@
 """The documentation site: builds without a warning, and every page opens from disk without asking anyone."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from tests.browsers import opened
 
 ROOT = Path(__file__).resolve().parent.parent
 ZENSICAL = Path(sys.executable).parent / "zensical"
@@ -39,7 +42,7 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     """Build a copy of the documents, as `make docs` does."""
     shutil.copy(ROOT / "zensical.toml", folder)
     if not (folder / "docs").exists():
-        shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "docs", folder / "docs")
     return subprocess.run(
         [ZENSICAL, "build", "--strict", "--clean"], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -68,7 +71,7 @@ def test_every_document_has_a_page(site):
     assert {path.with_suffix(".html") for path in documents} | {Path("404.html")} == {
         path.relative_to(site) for path in site.rglob("*.html")
     }
-    assert not list(site.rglob("*.py"))
+    assert not list(site.rglob("*.py*"))
 
 
 def test_every_document_is_reached_from_the_first_page(site, parsed):
@@ -126,3 +129,11 @@ def test_a_link_that_leads_nowhere_stops_the_build(tmp_path):
     done = build(tmp_path)
     assert done.returncode != 0
     assert "page does not exist" in done.stdout + done.stderr
+
+
+def test_the_search_finds_pages_from_disk_in_a_real_browser_without_a_network(site):
+    with opened(site / "index.html") as (page, heard):
+        page.locator(".md-search__button").click()
+        page.keyboard.type("importance sampling")
+        page.get_by_text(re.compile(r"^[1-9]\d* results$")).wait_for(timeout=20_000)
+        assert not [asked for asked in heard if not asked.startswith(site.as_uri())]

@@ -1,6 +1,6 @@
 """Pack a wheelhouse: this project and its needs as wheels, each with its digest, for where no network is.
 
-    python examples/airgap/pack.py wheelhouse constraints.txt embedder,lora,dp
+    python examples/airgap/pack.py wheelhouse constraints.txt documents,embedder,dp,lora,gguf,onnx
 
 pip builds or fetches the wheels, from whatever index it is set to. What it chose is written to
 requirements.txt, one line a wheel with its SHA-256, so that `pip install --require-hashes` refuses

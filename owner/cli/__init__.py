@@ -2,6 +2,7 @@
 
 import click
 
+from owner.cli.doctor import completion, doctor
 from owner.cli.privacy import audit, histogram
 from owner.cli.specializing import specialize
 from owner.cli.trusting import inspect, trust
@@ -14,5 +15,9 @@ def main() -> None:
     """Specialize a signed bundle on private documents. Nothing is sent anywhere."""
 
 
-for command in (trust, inspect, specialize, audit, histogram, evaluate, compare, generate, export):
+COMMANDS = (
+    *(trust, inspect, doctor, specialize, audit, histogram),
+    *(evaluate, compare, generate, export, completion),
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from owner.cli.shell import errors_printed, isolate, isolation_option, say
+from owner.cli.shell import errors_printed, isolate, isolation_option, quiet_option, watched
 
 data_option = click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Folder of documents to score."
@@ -21,13 +21,14 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @data_option
 @device_option
 @isolation_option
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def evaluate(model: Path, data: Path, device: str, level: Any, as_json: bool) -> None:
+def evaluate(model: Path, data: Path, device: str, level: Any, quiet: bool, as_json: bool) -> None:
     """Measure how well a model predicts documents: perplexity, and bits per byte."""
     with errors_printed():
         from owner.isolation.places import no_places
 
-        isolate(level, no_places())
+        isolate(level, no_places(), is_quiet=quiet)
         from owner.models.evaluating import evaluate as run
         from owner.models.evaluating import summarize
         from owner.models.loading import load
@@ -36,7 +37,8 @@ def evaluate(model: Path, data: Path, device: str, level: Any, as_json: bool) ->
 
         make_deterministic(0)
         loaded = load(model, choose_device(device))
-        found = run(loaded, read_texts(data, [loaded], say))
+        with watched(quiet) as say:
+            found = run(loaded, read_texts(data, [loaded], say))
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize(found)))
 
 
@@ -46,13 +48,16 @@ def evaluate(model: Path, data: Path, device: str, level: Any, as_json: bool) ->
 @data_option
 @device_option
 @isolation_option
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def compare(model_a: Path, model_b: Path, data: Path, device: str, level: Any, as_json: bool) -> None:
+def compare(
+    model_a: Path, model_b: Path, data: Path, device: str, level: Any, quiet: bool, as_json: bool
+) -> None:
     """Say which of two models predicts documents better. Either may be any transformers model folder."""
     with errors_printed():
         from owner.isolation.places import no_places
 
-        isolate(level, no_places())
+        isolate(level, no_places(), is_quiet=quiet)
         from owner.models.comparing import compare as run
         from owner.models.comparing import summarize_comparison
         from owner.models.loading import load
@@ -62,7 +67,8 @@ def compare(model_a: Path, model_b: Path, data: Path, device: str, level: Any, a
         make_deterministic(0)
         there = choose_device(device)
         a, b = load(model_a, there), load(model_b, there)
-        found = run(a, b, read_texts(data, [a, b], say))
+        with watched(quiet) as say:
+            found = run(a, b, read_texts(data, [a, b], say))
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize_comparison(found)))
 
 
@@ -80,15 +86,23 @@ def compare(model_a: Path, model_b: Path, data: Path, device: str, level: Any, a
 @click.option("--seed", default=0, show_default=True, help="Decides what is drawn.")
 @device_option
 @isolation_option
+@quiet_option
 def generate(
-    model: Path, prompt: str, tokens: int, temperature: float, seed: int, device: str, level: Any
+    model: Path,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    device: str,
+    level: Any,
+    quiet: bool,
 ) -> None:
     """Let a model go on from a prompt; `-` reads it from the standard input, which nobody else sees."""
     with errors_printed():
         text = sys.stdin.read() if prompt == "-" else prompt
         from owner.isolation.places import no_places
 
-        isolate(level, no_places())
+        isolate(level, no_places(), is_quiet=quiet)
         from owner.models.generating import generate as run
         from owner.models.loading import load
         from shared.device import choose_device, make_deterministic
@@ -114,6 +128,7 @@ def generate(
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Documents to compare it with the original on.")
 @isolation_option
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print export.json.")
 def export(
     model: Path,
@@ -123,6 +138,7 @@ def export(
     quantize: str | None,
     data: Path | None,
     level: Any,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Write a specialized model for another runtime, and run it there beside the original."""
@@ -133,11 +149,12 @@ def export(
 
         writable = make_places(out)
         stack.callback(drop_empty, out)
-        isolate(level, writable, out)
+        isolate(level, writable, out, quiet)
         from owner.models.exporting import export as run
         from owner.models.exporting import summarize_export
 
-        found = run(model, out, form, quantize or dtype or "f32", data, say)
-        for line in summarize_export(found):
-            say(line)
+        with watched(quiet) as say:
+            found = run(model, out, form, quantize or dtype or "f32", data, say)
+            for line in summarize_export(found):
+                say(line)
         click.echo(json.dumps(found, indent=2) if as_json else out)

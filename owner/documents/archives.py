@@ -18,9 +18,9 @@ from owner.documents.decoding import Unreadable
 from owner.documents.walking import Skipped, printable
 
 MEMBER_BYTES = 256 << 20
-"""A larger file in an archive or message is skipped; it is held in memory."""
-MEMBERS = 100_000
-"""Further files in one archive or mailbox, nested ones included, are not read."""
+"""A larger file in an archive or message, and a larger PDF or Office file, is skipped: memory holds it."""
+FILES = 100_000
+"""Further files in one file, nested ones included, are not read."""
 _ENCRYPTED = 1
 """Bit 0 of a zip entry's flags (APPNOTE 4.4.4)."""
 _BOMB = "unpacks to far more than its size: a bomb"
@@ -43,21 +43,29 @@ class Budget:
 
     def __init__(self, n_bytes: int, without: frozenset[int] = frozenset()) -> None:
         self.n_bytes = n_bytes
-        self.n_members = MEMBERS
+        self.n_files = FILES
         self.n_opened = 0
         self.without = without
         """Numbers of files within that are left out: their readers died."""
 
-    def read(self, opened: IO[bytes], most_bytes: int = MEMBER_BYTES) -> bytes:
+    def read(self, opened: IO[bytes]) -> bytes:
         """Return all of a stream. Raises Unreadable where that is too much, TooMuch where it is for all."""
-        self.n_members -= 1
-        content = opened.read(min(most_bytes, max(0, self.n_bytes)) + 1)
+        content = opened.read(min(MEMBER_BYTES, max(0, self.n_bytes)) + 1)
         self.n_bytes -= len(content)
-        if self.n_bytes < 0 or self.n_members < 0:
+        if self.n_bytes < 0:
             raise TooMuch(_BOMB)
-        if len(content) > most_bytes:
-            raise Unreadable(f"larger than {most_bytes >> 20} MiB, the limit for it")
-        return content
+        return _within_limit(content)
+
+
+def read_whole(opened: IO[bytes]) -> bytes:
+    """Return all of a file that is not packed. Raises Unreadable."""
+    return _within_limit(opened.read(MEMBER_BYTES + 1))
+
+
+def _within_limit(content: bytes) -> bytes:
+    if len(content) > MEMBER_BYTES:
+        raise Unreadable(f"larger than {MEMBER_BYTES >> 20} MiB, the limit for it")
+    return content
 
 
 class TooMuch(Unreadable):
@@ -145,11 +153,11 @@ def read_tar(opened: IO[bytes], name: str, budget: Budget) -> Iterator[Member | 
                 else:
                     yield member
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError, zlib.error):
-        raise Unreadable("damaged archive; what could be unpacked until then is used") from None
+        raise Unreadable("damaged archive") from None
     except OSError as error:
         if error.errno is not None:  # gzip and bz2 say "damaged" with one that has none
             raise
-        raise Unreadable("damaged archive; what could be unpacked until then is used") from None
+        raise Unreadable("damaged archive") from None
 
 
 def _unwanted(name: str, size: int) -> str:

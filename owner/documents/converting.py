@@ -9,24 +9,21 @@ import gzip
 import json
 import math
 import os
-import struct
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import IO, Any, cast
-from xml.parsers.expat import ExpatError
 
-from owner.documents.archives import Budget, Member, TooMuch, read_tar, read_zip
-from owner.documents.decoding import Unreadable
+from owner.documents.archives import FILES, Budget, Member, TooMuch, read_tar, read_whole, read_zip
+from owner.documents.decoding import DAMAGE, DAMAGED, Unreadable
 from owner.documents.mails import read_mailbox, read_message
 from owner.documents.offices import read_book, read_pdf, read_slides, read_word
 from owner.documents.tables import read_entries, read_parquet, read_separated, read_workbook
 from owner.documents.texts import Document, read_lines, read_page, read_plain
 from owner.documents.walking import (
     EXTRA,
+    USED,
     PrivateFile,
     Skipped,
     open_file,
@@ -38,13 +35,7 @@ if sys.platform == "linux":
     import resource
 
 NESTED = 5
-"""Archives and messages in one another that are opened. Ours."""
-_DAMAGE = (
-    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, RuntimeError),
-    *(SyntaxError, TypeError, ValueError, ExpatError, struct.error, zipfile.BadZipFile, zlib.error),
-)
-"""What parsers raise for bytes they did not expect, besides errors of their own."""
-_DAMAGED = "damaged, or not what its name says"
+"""So deep a file may lie in archives and messages. Ours."""
 _LIBRARIES = ("pypdf", "mammoth", "pptx", "python_calamine", "pyarrow")
 
 Found = Iterator[Document | Member | Skipped]
@@ -109,7 +100,7 @@ def _convert_file(file: PrivateFile, budget: Budget) -> Iterator[Document | Skip
     try:
         with open_file(file) as opened:
             yield from convert(opened, file.name, budget)
-            refuse_change(file, opened, "; what was read until then is used")
+            refuse_change(file, opened, USED)
     except Unreadable as error:
         yield Skipped(file.name, str(error))
 
@@ -121,11 +112,20 @@ def convert(
 
     Raises OSError as the file system does, MemoryError.
     """
+    has_some = False
     try:
         for found in _read(opened, name, budget):
-            if not isinstance(found, Member):
+            if isinstance(found, Document):
+                has_some = True
                 yield found
                 continue
+            budget.n_files -= 1
+            if budget.n_files < 0:
+                raise TooMuch(f"holds more than {FILES:,} files")
+            if isinstance(found, Skipped):
+                yield found
+                continue
+            has_some = True
             reason = "nested too deep" if depth >= NESTED else unsupported(found.name)
             if reason or not found.content:
                 yield Skipped(found.name, reason or "empty file")
@@ -140,9 +140,9 @@ def convert(
     except TooMuch as error:
         if depth:
             raise
-        yield Skipped(name, f"{error}; what was read until then is used")
+        yield Skipped(name, f"{error}{USED}")
     except Unreadable as error:
-        yield Skipped(name, str(error))
+        yield Skipped(name, f"{error}{USED if has_some else ''}")
 
 
 def _read(opened: IO[bytes], name: str, budget: Budget) -> Found:
@@ -157,9 +157,9 @@ def _read(opened: IO[bytes], name: str, budget: Budget) -> Found:
     except OSError as error:
         if error.errno is not None:  # libraries say "damaged" with one that has none
             raise
-        raise Unreadable(_DAMAGED) from None
-    except _DAMAGE:
-        raise Unreadable(_DAMAGED) from None
+        raise Unreadable(DAMAGED) from None
+    except DAMAGE:
+        raise Unreadable(DAMAGED) from None
 
 
 def _reader(opened: IO[bytes], name: str, budget: Budget) -> Found:
@@ -167,7 +167,11 @@ def _reader(opened: IO[bytes], name: str, budget: Budget) -> Found:
     if kind.endswith(".gz") and not kind.endswith(".tar.gz"):
         most_bytes = budget.n_bytes
         opened, kind = cast(IO[bytes], gzip.GzipFile(fileobj=opened)), kind[:-3]
-    match kind.rpartition(".")[2]:
+    kind = kind.rpartition(".")[2]
+    if kind in ("docx", "epub", "pdf", "pptx", "xlsx"):
+        # From memory and without a name: a fault of the disk is seen as one, and no file beside it is found.
+        opened = BytesIO(read_whole(opened))
+    match kind:
         case "txt" | "md":
             return read_plain(opened, name, most_bytes, False)
         case "jsonl":
@@ -175,7 +179,7 @@ def _reader(opened: IO[bytes], name: str, budget: Budget) -> Found:
         case "html" | "htm":
             return read_page(opened, name)
         case "json":
-            return read_entries(opened, name)
+            return read_entries(opened, name, most_bytes)
         case "csv":
             return read_separated(opened, name, most_bytes, None)
         case "tsv":
@@ -193,9 +197,9 @@ def _reader(opened: IO[bytes], name: str, budget: Budget) -> Found:
         case "epub":
             return read_book(opened, name, budget)
         case "eml":
-            return read_message(opened, name, budget)
+            return read_message(opened, name)
         case "mbox":
-            return read_mailbox(opened, name, budget)
+            return read_mailbox(opened, name)
         case "zip":
             return read_zip(opened, name, budget)
         case _:

@@ -7,10 +7,13 @@ reason quotes the file: at most a byte's value and place, or the name of an enco
 import codecs
 import gzip
 import re
+import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import IO
+from xml.parsers.expat import ExpatError
 
 BLOCK_BYTES = 1 << 20
 TO_UTF8 = "save it as UTF-8"
@@ -47,6 +50,14 @@ _BLOCKS = (
 )
 _LINES = ("br", "dd", "dt", "li", "option", "tr")
 _UNSEEN = ("noscript", "script", "style", "svg", "template", "title")
+
+
+DAMAGED = "damaged, or not what its name says"
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError, ExpatError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What parsers raise for bytes that they did not expect, besides errors of their own: none promises which."""
 
 
 class Unreadable(Exception):

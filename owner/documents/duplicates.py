@@ -4,18 +4,17 @@ A copy in the held-out part would make early stopping and the audit lie; to diff
 of a text are two units, so that its promise for each is weaker; and what is repeated is what a model learns
 by heart (Lee et al. 2022). Exact: the same text but for Unicode form, case and white space. Near: Jaccard
 similarity of 5-token shingles, found by MinHash with banding (Broder 1997), the parameters those of the
-FineWeb and RefinedWeb kind of pipeline. Written here in numpy: the libraries for it bring scipy into
-the process that holds private text (docs/decisions/0014-what-a-model-gives-away.md).
+FineWeb and RefinedWeb kind of pipeline. It does not matter in which format or archive a text was found.
 """
 
 import hashlib
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rensa import RMinHash, RMinHashLSH
 from tokenizers import Tokenizer
 
 from owner.documents.reading import Document, read_documents
@@ -31,7 +30,7 @@ BANDS, ROWS = 16, 8
 MARGIN = 0.1
 """Estimates from BANDS * ROWS minima this far below SIMILARITY, nearly 3 standard errors, are not checked."""
 BLOCK = 4096
-"""Shingles hashed at a time, to bound memory."""
+"""Shingles handed over at a time, to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -92,31 +91,28 @@ def document_tokens(private: PrivateWindows) -> list[np.ndarray]:
 def near_distinct(documents: list[np.ndarray]) -> np.ndarray:
     """Return a mask of the documents to keep, each unlike all that are kept before it.
 
-    Deterministic. Cost: 128 multiplications a token and 600 bytes a document.
+    Deterministic. What MinHash finds is compared exactly, so that nothing is dropped by an estimate.
     """
-    signatures = np.stack([_minima(shingles(ids)) for ids in documents])
-    in_bands = _mix(signatures.reshape(len(documents), BANDS, ROWS).astype(np.uint64), axis=2)
-    is_shared = np.zeros(in_bands.shape, bool)
-    for band in range(BANDS):
-        _, inverse, counts = np.unique(in_bands[:, band], return_inverse=True, return_counts=True)
-        is_shared[:, band] = counts[inverse] > 1
+    index = RMinHashLSH(SIMILARITY, BANDS * ROWS, BANDS)
+    signatures: dict[int, RMinHash] = {}
     kept = np.ones(len(documents), bool)
-    kept_in: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for document in np.flatnonzero(is_shared.any(1)).tolist():
-        own = shingles(documents[document])
+    for number, ids in enumerate(documents):
+        own = shingles(ids)
         if len(own) == 0:
             continue
-        bands = [
-            (band, int(in_bands[document, band])) for band in np.flatnonzero(is_shared[document]).tolist()
+        signature = RMinHash(BANDS * ROWS, 0)
+        for start in range(0, len(own), BLOCK):
+            signature.update(own[start : start + BLOCK].astype("<u8").view("V8").tolist())
+        near = [
+            other
+            for other in index.query(signature)
+            if signature.jaccard(signatures[other]) >= SIMILARITY - MARGIN
         ]
-        others = np.asarray(sorted({other for key in bands for other in kept_in[key]}), np.int64)
-        estimates = (signatures[others] == signatures[document]).mean(1)
-        near = others[estimates >= SIMILARITY - MARGIN].tolist()
         if any(jaccard(own, shingles(documents[other])) >= SIMILARITY for other in near):
-            kept[document] = False
+            kept[number] = False
         else:
-            for key in bands:
-                kept_in[key].append(document)
+            index.insert(number, signature)
+            signatures[number] = signature
     return kept
 
 
@@ -125,7 +121,7 @@ def shingles(ids: np.ndarray) -> np.ndarray:
     if len(ids) < SHINGLE_TOKENS:
         return np.zeros(0, np.uint64)
     runs = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), SHINGLE_TOKENS)
-    return np.unique(_mix(runs, axis=1))
+    return np.unique(_mix(runs))
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -134,23 +130,12 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
-def _mix(parts: np.ndarray, axis: int) -> np.ndarray:
-    """Hash integers along an axis into one of 64 bits (the finalizer of splitmix64, Steele et al. 2014)."""
-    mixed = np.zeros(np.delete(parts.shape, axis), np.uint64)
-    for part in np.moveaxis(parts, axis, 0):
+def _mix(runs: np.ndarray) -> np.ndarray:
+    """Hash each row of integers into one of 64 bits (the finalizer of splitmix64, Steele et al. 2014)."""
+    mixed = np.zeros(len(runs), np.uint64)
+    for part in runs.T:
         mixed = (mixed + part + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed ^= mixed >> np.uint64(31)
     return mixed
-
-
-def _minima(hashed: np.ndarray) -> np.ndarray:
-    """Return the least of BANDS * ROWS hashes of the shingles: (128,) uint32; of none, the largest number."""
-    generator = np.random.default_rng(0)
-    odd, shift = generator.integers(0, 1 << 63, (2, BANDS * ROWS), dtype=np.uint64)
-    least = np.full(BANDS * ROWS, 0xFFFFFFFF, np.uint32)
-    for start in range(0, len(hashed), BLOCK):
-        products = hashed[start : start + BLOCK, None] * (2 * odd + np.uint64(1)) + shift
-        least = np.minimum(least, (products >> np.uint64(32)).min(0).astype(np.uint32))
-    return least

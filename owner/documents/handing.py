@@ -6,6 +6,7 @@ child opens the files itself, behind the walls that it inherits; what it sends b
 the files are. Requests are lines of JSON, answers JSON after their length in 4 bytes.
 """
 
+import errno
 import json
 import os
 import signal
@@ -18,14 +19,14 @@ from typing import IO, Any, cast
 
 from owner.documents.limited import Limits, start_limited
 from owner.documents.texts import PART_CHARACTERS, Document
-from owner.documents.walking import PrivateFile, Skipped, printable, reason_of
+from owner.documents.walking import USED, PrivateFile, Skipped, printable, reason_of
 from shared.errors import DocumentsError
 
 LIMITS = Limits(memory_bytes=2 << 30, cpu_s=None, wall_s=60.0)
 """Of a child, and to start one; the time is bounded file by file. Ours."""
-CPU_S, CPU_S_PER_MIB = 60, 5
-"""Processor time for one file."""
-WALL_PER_CPU = 10
+CPU_S, CPU_S_PER_MIB = 120, 20
+"""Processor time for one file; ours, several times what a dense PDF was seen to need."""
+WALL_PER_CPU = 5
 """How much longer the parent waits for a file, all in all; a disk may be slow and a machine busy."""
 UNPACKED_RATIO = 200
 """A file gives up to this many times its own size, never less than 64 MiB; see reading.GZIP_RATIO."""
@@ -68,10 +69,13 @@ class Converter:
                         has_some = True
                         yield value
                 return
+            except GeneratorExit:
+                self.close()  # it still answers
+                raise
             except _Died as death:
                 self.close()
                 if not n:
-                    yield Skipped(name, f"{death}{'; what was read until then is used' if has_some else ''}")
+                    yield Skipped(name, f"{death}{USED if has_some else ''}")
                     return
                 yield Skipped(path, str(death))
                 # What lies in a file that is left out has no numbers any more.
@@ -93,7 +97,6 @@ class Converter:
         location, _, *status = astuple(file)
         request = {
             "file": [os.fsencode(location).hex(), name, *status],
-            "name": name,
             "cpu_s": cpu_s,
             "most_bytes": most_bytes,
             "without": without,
@@ -132,14 +135,13 @@ class Converter:
         if self._child is None:
             try:
                 self._child = start_limited(_CODE, None, LIMITS)
-            except OSError as error:
-                reason_of(error)
-                raise
-            try:
                 self._answer(LIMITS.wall_s)
-            except _Died as death:
+            except (OSError, _Died) as error:
+                why = (
+                    errno.errorcode.get(error.errno or 0, "refused") if isinstance(error, OSError) else error
+                )
                 raise DocumentsError(
-                    f"the process that reads documents does not start: {death}",
+                    f"the process that reads documents does not start: {why}",
                     hint="nothing was left out for it; the same command goes on when it does",
                 ) from None
         return self._child
@@ -179,7 +181,9 @@ def _end_of(status: int) -> str:
         )
     if status == -signal.SIGXCPU:
         return _OUT_OF_TIME
-    return f"its reader ended: {signal.strsignal(-status)}" if status < 0 else "its reader failed"
+    if status < 0:
+        return f"its reader ended, perhaps for lack of memory: {signal.strsignal(-status)}"
+    return "its reader failed"
 
 
 def _checked(content: bytes, name: str) -> tuple[str, Any]:

@@ -6,13 +6,12 @@ Spreadsheets are tables (owner/documents/tables.py).
 
 import re
 from collections.abc import Iterator
-from io import BytesIO
 from posixpath import dirname, join, normpath
 from typing import IO, Any
 from xml.etree import ElementTree
 
 from owner.documents.archives import Budget, open_zip, read_entry
-from owner.documents.decoding import Unreadable, decode_html, visible_text
+from owner.documents.decoding import DAMAGED, Unreadable, decode_html, visible_text
 from owner.documents.texts import Document, not_blank, parts
 
 _OLE = bytes.fromhex("d0cf11e0a1b11ae1")
@@ -32,7 +31,7 @@ def read_pdf(opened: IO[bytes], name: str) -> Iterator[Document]:
             raise Unreadable("encrypted with a password")
         texts = [page.extract_text().strip() + "\n\n" for page in reader.pages]
     except PyPdfError:
-        raise Unreadable("damaged, or not what its name says") from None
+        raise Unreadable(DAMAGED) from None
     if not "".join(texts).strip():
         raise Unreadable("no text in it; it may be scanned pages")
     yield from not_blank(parts(texts), name)
@@ -44,8 +43,7 @@ def read_word(opened: IO[bytes], name: str, budget: Budget) -> Iterator[Document
     from mammoth.images import img_element
 
     check_package(opened, budget, "word/")
-    content = BytesIO(opened.read())  # without a name: mammoth would look for files beside it
-    page = convert_to_html(content, convert_image=img_element(lambda _: {})).value
+    page = convert_to_html(opened, convert_image=img_element(lambda _: {})).value
     yield from not_blank(parts([visible_text(_BACK_TO_TEXT.sub("", page))]), name)
 
 
@@ -59,7 +57,7 @@ def read_slides(opened: IO[bytes], name: str, budget: Budget) -> Iterator[Docume
     try:
         slides = Presentation(opened).slides
     except PythonPptxError:
-        raise Unreadable("damaged, or not what its name says") from None
+        raise Unreadable(DAMAGED) from None
     for slide in slides:
         lines = list(_shape_texts(slide.shapes))
         if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:

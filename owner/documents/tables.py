@@ -10,12 +10,22 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, time
+from itertools import chain
 from typing import IO, Any
 
 from owner.documents.archives import Budget
-from owner.documents.decoding import Unreadable, decode_blocks
+from owner.documents.decoding import DAMAGED, Unreadable, decode_blocks
 from owner.documents.offices import check_package
-from owner.documents.texts import PAGE_BYTES, Document, count_fault, not_blank, parts, text_of
+from owner.documents.texts import (
+    LINE_BYTES,
+    PAGE_BYTES,
+    Document,
+    count_fault,
+    not_blank,
+    parts,
+    read_lines,
+    text_of,
+)
 from owner.documents.walking import Skipped, printable
 
 CELL_CHARACTERS = 64 << 20
@@ -83,7 +93,7 @@ def read_workbook(opened: IO[bytes], name: str, budget: Budget) -> Found:
             elif rows:
                 texts += [sheet.name + "\n\n", *_row_texts(rows)]
     except CalamineError:
-        raise Unreadable("damaged, or not what its name says") from None
+        raise Unreadable(DAMAGED) from None
     if texts:
         yield from not_blank(parts(texts), name)
 
@@ -94,13 +104,25 @@ def read_table(rows: Iterable[Sequence[Any]], name: str) -> Found:
     header = next(rows, [])
     column = _text_column(header)
     if column is None:
-        yield from not_blank(parts(_row_texts([header, *rows])), name)
+        yield from not_blank(parts(_row_texts(chain([header], rows))), name)
     else:
         yield from _texts((row[column] if column < len(row) else None for row in rows), name)
 
 
-def read_entries(opened: IO[bytes], name: str) -> Found:
-    """Yield a JSON file's texts: of one object or an array of them with a `text`, or of strings."""
+def read_entries(opened: IO[bytes], name: str, most_bytes: int) -> Found:
+    """Yield a JSON file's texts: of one object or an array of them with a `text`, or of strings.
+
+    What is JSON line by line is read so, whatever its name.
+    """
+    try:
+        first = json.loads(opened.readline(LINE_BYTES))
+    except (ValueError, RecursionError):
+        first = None
+    is_lines = isinstance(first, dict) and bool(opened.readline(LINE_BYTES).strip())
+    opened.seek(0)
+    if is_lines:
+        yield from read_lines(opened, name, most_bytes)
+        return
     content = "".join(decode_blocks(opened, PAGE_BYTES))
     try:
         entries = json.loads(content)

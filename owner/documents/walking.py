@@ -29,6 +29,7 @@ FORMATS = (
     "files that end in .txt .md .html .jsonl .json .csv .tsv .eml .mbox .epub .zip .tar .tgz, or, with"
     f" {EXTRA}, in .parquet .pdf .docx .pptx .xlsx"
 )
+USED = "; what was read until then is used"
 _INSTEAD = {
     **dict.fromkeys((".doc", ".dot", ".rtf", ".odt", ".pages"), ".docx"),
     **dict.fromkeys((".ppt", ".pps", ".odp", ".key"), ".pptx"),

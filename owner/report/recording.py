@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from owner.choice.candidates import SLM
+from owner.documents.intervals import LEVEL, RESAMPLES
 from owner.documents.windows import Split
-from owner.report.intervals import LEVEL, RESAMPLES, perplexity_intervals
+from owner.report.intervals import perplexity_intervals
 from owner.training.adapting import WITHOUT_DP, Adapted
 from owner.training.scoring import heldout_tokens
 from shared.bundle import Bundle

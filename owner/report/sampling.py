@@ -1,13 +1,15 @@
 """How a model goes on with held-out text, before and after: private text, shown only where that is asked."""
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from owner.documents.windows import Split
+from owner.models.checking import continue_greedily
+from owner.models.running import torch_logits
 from shared.pieces import BOS_ID
 from shared.tokenizer import decode_window
 
@@ -23,15 +25,10 @@ def choose_prompts(split: Split, tokens: int = PROMPT_TOKENS + CONTINUED_TOKENS)
     return [windows.tokens(int(window))[:tokens] for window in long_enough[places]]
 
 
-@torch.no_grad()
 def go_on(model: PreTrainedModel, prompt: np.ndarray, n_tokens: int) -> np.ndarray:
-    """Return the tokens that a model finds likeliest, one after the other (greedy)."""
-    device = next(cast(torch.nn.Module, model).parameters()).device
-    ids = torch.tensor([[BOS_ID, *prompt.tolist()]], device=device)
-    for _ in range(n_tokens):
-        logits = cast(Any, model)(input_ids=ids, use_cache=False).logits[0, -1]
-        ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
-    return ids[0, -n_tokens:].cpu().numpy()
+    """Return the tokens that a model on the CPU finds likeliest, one by one, after <s> and a prompt."""
+    logits = torch_logits(cast(nn.Module, model).eval())
+    return np.asarray(continue_greedily(logits, [BOS_ID, *prompt.tolist()], n_tokens))
 
 
 def sample(
@@ -40,18 +37,13 @@ def sample(
     """Return prompts, how the text really goes on, and how both models do; empty where all is too short."""
     n_prompt = min(PROMPT_TOKENS, (context_tokens - 1) // 2)
     n_more = min(CONTINUED_TOKENS, context_tokens - 1 - n_prompt)
-    for model in (before, after):
-        cast(torch.nn.Module, model).eval()
-
-    def text(ids: np.ndarray) -> str:
-        return decode_window(tokenizer, ids)
-
-    return [
-        {
-            "prompt": text(ids[:n_prompt]),
-            "true": text(ids[n_prompt:]),
-            "before": text(go_on(before, ids[:n_prompt], n_more)),
-            "after": text(go_on(after, ids[:n_prompt], n_more)),
+    found = []
+    for ids in choose_prompts(split, n_prompt + n_more):
+        texts = {
+            "prompt": ids[:n_prompt],
+            "true": ids[n_prompt:],
+            "before": go_on(before, ids[:n_prompt], n_more),
+            "after": go_on(after, ids[:n_prompt], n_more),
         }
-        for ids in choose_prompts(split, n_prompt + n_more)
-    ]
+        found.append({name: decode_window(tokenizer, part) for name, part in texts.items()})
+    return found

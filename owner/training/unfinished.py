@@ -18,10 +18,15 @@ one is being written, of each training."""
 RUN_FILE = "run.json"
 
 
-def check_space(folder: Path, sizes: SlmConfig, n_trainings: int) -> None:
-    """Refuse before hours of work what the disk cannot hold: checkpoints, best steps, result."""
+def needed_space(sizes: SlmConfig, n_trainings: int) -> int:
+    """Return the bytes that a run takes of the disk at most: checkpoints, best steps, result."""
     per_parameter = BYTES_PER_PARAMETER + n_trainings * BYTES_PER_TRAINING
-    needed = per_parameter * count_parameters(build_slm(sizes, "meta"))
+    return per_parameter * count_parameters(build_slm(sizes, "meta"))
+
+
+def check_space(folder: Path, sizes: SlmConfig, n_trainings: int) -> None:
+    """Refuse before hours of work what the disk cannot hold."""
+    needed = needed_space(sizes, n_trainings)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PlanearlyError(
