@@ -15,10 +15,12 @@ from docs.excerpts import (
     commands_block,
     decisions_block,
     fence,
-    help_of,
     python_block,
     python_example_block,
     recipe_block,
+)
+from docs.excerpts import (
+    help_of as help_of,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
