@@ -19,6 +19,9 @@ from docs.excerpts import (
     python_example_block,
     recipe_block,
 )
+from docs.excerpts import (
+    help_of as help_of,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_OUTPUT = "examples/demo/output.txt"

@@ -233,6 +233,8 @@ def _recorded_rate(name: str, recipe: Recipe, work: Path, device: str) -> float:
     """Return the newest rate of a finished training of the same sizes on the same device; 0 without one."""
     projection = None if recipe.projection is None or name != "pretrain-pn" else recipe.projection
     for done in sorted(work.glob(f"{name}-*/{DONE}"), key=lambda path: -path.stat().st_mtime):
+        if not (done.parent / COST_FILE).exists():  # of an older version
+            continue
         inputs = json.loads(done.read_text())["inputs"]
         cost = json.loads((done.parent / COST_FILE).read_text())
         rows = inputs["pretraining"]["rows_per_step"]

@@ -1,6 +1,7 @@
 """Formats: what is text in each, and which reason a hostile or broken file is skipped with."""
 
 import base64
+import errno
 import io
 import json
 import sys
@@ -15,7 +16,20 @@ from owner.documents.archives import Budget
 from owner.documents.converting import Within, convert
 from owner.documents.duplicates import Duplicates, read_distinct
 from owner.documents.reading import Document, Skipped
-from tests.office import docx, epub, message, nested, packed, pdf, prose, slides, tarred, workbook
+from tests.office import (
+    LAUGHS,
+    docx,
+    epub,
+    good_files,
+    message,
+    nested,
+    packed,
+    pdf,
+    prose,
+    slides,
+    tarred,
+    workbook,
+)
 from tests.test_documents import CANARY, put, read_all
 
 
@@ -207,6 +221,54 @@ def test_every_format_survives_flipped_bytes():
             damaged = bytearray(content)
             damaged[at] ^= 0xFF
             read(name, bytes(damaged))
+
+
+class Faulty(io.BytesIO):
+    """A file on a disk that fails after some bytes."""
+
+    def __init__(self, content, n_good):
+        super().__init__(content)
+        self.n_good = n_good
+
+    def _fail(self):
+        if self.tell() > self.n_good:
+            raise OSError(errno.EIO, "fault")
+
+    def read(self, *size):
+        found = super().read(*size)
+        self._fail()
+        return found
+
+    def read1(self, *size):
+        return self.read(*size)
+
+    def readinto(self, buffer):
+        n = super().readinto(buffer)
+        self._fail()
+        return n
+
+    def readline(self, *size):
+        found = super().readline(*size)
+        self._fail()
+        return found
+
+
+def test_a_fault_of_the_disk_is_in_no_format_taken_for_a_damaged_file(tmp_path):
+    for name, content in good_files(tmp_path).items():
+        for n_good in (0, len(content) // 2, len(content) - 1):
+            with pytest.raises(OSError) as fault:
+                list(convert(Faulty(content, n_good), name, Budget(64 << 20)))
+            assert fault.value.errno == errno.EIO, name
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_xml_bomb_is_refused_in_any_encoding(encoding):
+    package = f'<?xml version="1.0" encoding="{encoding}"?>{LAUGHS}]><package>&j;</package>'
+    bomb = "declares XML entities, as bombs do"
+    book = packed({"META-INF/container.xml": package.encode(encoding)})
+    assert read("a.epub", book)[1] == {"a.epub": bomb}
+    for name, inner in (("a.docx", "word/document.xml"), ("a.pptx", "ppt/x.xml"), ("a.xlsx", "xl/x.rels")):
+        assert read(name, packed({inner: package.encode(encoding)}))[1] == {name: bomb}
 
 
 def test_files_within_are_numbered_so_that_one_can_be_left_out():

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import resource
 import subprocess
 import sys
 import zipfile
@@ -159,16 +160,19 @@ def test_a_child_has_no_secrets_writes_nothing_and_has_limits(tmp_path, monkeypa
     code = f"""
 import os, resource
 print(sorted(os.environ), resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CORE))
-print(len(os.listdir("/proc/self/fd")))
+print(len(os.listdir("/proc/self/fd")), os.getpgid(0))
 with open({str(tmp_path / "out")!r}, "wb") as out:
     out.write(b"x"); out.flush()
 """
     with open(os.devnull), start_limited(code, None, replace(handing.LIMITS, cpu_s=5)) as child:
         out, _ = child.communicate()
-    limits, n_open = out.decode().splitlines()
+    limits, counts = out.decode().splitlines()
+    n_open, group = counts.split()
     assert "SECRET" not in limits
-    assert f"({2 << 30}, {2 << 30}) (0, 0)" in limits
+    core = min(1, resource.getrlimit(resource.RLIMIT_CORE)[1] % 2**64)
+    assert f"({2 << 30}, {2 << 30}) ({core}, {core})" in limits
     assert int(n_open) == 4
+    assert int(group) != os.getpgid(0)  # an interrupt from the terminal does not reach it
     assert child.returncode != 0
     assert (tmp_path / "out").read_bytes() == b""
 

@@ -23,6 +23,7 @@ from owner.documents.tables import read_entries, read_parquet, read_separated, r
 from owner.documents.texts import Document, read_lines, read_page, read_plain
 from owner.documents.walking import (
     EXTRA,
+    MACHINE_FAULTS,
     USED,
     PrivateFile,
     Skipped,
@@ -148,17 +149,19 @@ def convert(
 def _read(opened: IO[bytes], name: str, budget: Budget) -> Found:
     try:
         yield from _reader(opened, name, budget)
-    except Unreadable:
-        raise
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _LIBRARIES:
             raise
         raise Unreadable(f"needs the extra that reads it: {EXTRA}") from None
-    except OSError as error:
-        if error.errno is not None:  # libraries say "damaged" with one that has none
+    except (Unreadable, OSError, *DAMAGE) as error:
+        link: BaseException | None = error
+        while link is not None:  # libraries make other errors of a disk's
+            if isinstance(link, OSError) and link.errno in MACHINE_FAULTS:
+                raise link from None
+            link = link.__cause__ or link.__context__
+        # They also say "damaged" with an OSError, which then has no number.
+        if isinstance(error, Unreadable) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise Unreadable(DAMAGED) from None
-    except DAMAGE:
         raise Unreadable(DAMAGED) from None
 
 

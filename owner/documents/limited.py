@@ -43,7 +43,9 @@ if sys.platform == "linux":
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"],) * 2)
     if limits["cpu_s"] is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"],) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # 1 byte, not 0: only 1 also stops a core_pattern that pipes to a program (fs/coredump.c).
+    most = min(1, resource.getrlimit(resource.RLIMIT_CORE)[1] % 2**64)  # -1 is no limit
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 """
 
@@ -60,5 +62,6 @@ def start_limited(code: str, argument: Any, limits: Limits) -> subprocess.Popen[
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt from the terminal is for the parent
         env=ENVIRONMENT | {name: os.environ[name] for name in _KEPT if name in os.environ},
     )

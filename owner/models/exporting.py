@@ -46,8 +46,8 @@ FORMATS = {
 BESIDE = (CONFIG_FILE, "generation_config.json", TOKENIZER_FILE, "tokenizer_config.json")
 """Copied beside weights that need them."""
 TOLERANCE = {"f32": 1e-3}
-"""Largest difference of a logit that is rounding, for weights that were not rounded. Ours: a hundred times
-what was seen."""
+"""Largest difference of a logit that is rounding, for weights that were not rounded. Ours: twenty times what
+was seen."""
 
 
 def export(folder: Path, out: Path, form: str, kind: str, data: Path | None, say: Say) -> dict[str, Any]:
