@@ -72,6 +72,11 @@ def error_lines(error: BaseException) -> list[str]:
             "error: out of memory; nothing that was saved is lost",
             "hint: close other programs or raise the limit; the same command goes on from here",
         ]
+    if isinstance(error, ModuleNotFoundError):
+        return [
+            f"error: the package {error.name} is not installed",
+            "hint: install this version of the project again, with what it needs now: make setup",
+        ]
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return [f"error: {where}{error.strerror or error}"]

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import owner.cli
 import provider.cli
+from shared.errors import error_lines
 
 COMMANDS = {"owner": owner.cli.main, "provider": provider.cli.main}
 
@@ -70,3 +71,9 @@ def test_an_unreadable_recipe_names_the_field(tmp_path):
     done = CliRunner().invoke(provider.cli.main, ["release", str(recipe), "--corpus", str(tmp_path)])
     assert done.exit_code == 1
     assert "r.toml" in done.output
+
+
+def test_a_package_that_an_update_needs_and_nobody_installed_is_named():
+    missing = ModuleNotFoundError("No module named 'rensa'", name="rensa")
+    assert error_lines(missing)[0] == "error: the package rensa is not installed"
+    assert "make setup" in error_lines(missing)[1]
