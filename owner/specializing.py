@@ -178,7 +178,8 @@ def specialize(
                 bundle, pack, private, split, epsilon, tokenizer, embedder_folder, device, work
             )
         of = "votes, after noise" if epsilon else "windows"
-        say(f"expert       {describe_selection(selection, manifest.n_experts, of)}")
+        label = manifest.label(selection.expert) if manifest.cluster_terms else ""
+        say(f"expert       {describe_selection(selection, manifest.n_experts, of, label)}")
         teacher = None
         if teacher_bundle is not None:
             with clock.stage("teacher"):

@@ -28,12 +28,16 @@ from owner.report.sampling import choose_prompts, go_on
 from owner.report.writing import render, rewrite_report
 from owner.training.scoring import heldout_nats, heldout_tokens
 from shared.batches import Windows, all_microbatches
+from shared.bundle import open_bundle
 from shared.losses import evaluate
+from shared.signature import read_public_key
 from shared.slm import PRESETS, build_slm
 from shared.tokenizer import cut_windows
 from tests import tiny
 from tests.browsers import accessibility_faults, opened
+from tests.parties import ROOT
 
+DEMO = ROOT / "examples" / "demo"
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://x.test/p onerror=alert(2)>{{7*7}}\x1b[31m\u202egnp"
 """What a file name or a provider's text may try: markup, a template, an escape, writing reversed."""
 SVG = "{http://www.w3.org/2000/svg}svg"
@@ -362,11 +366,10 @@ def test_energy_is_counted_over_a_counter_that_comes_round_and_only_of_packages(
 
 
 def test_labels_are_the_first_terms_of_each_cluster_and_none_where_none_are_recorded(run):
-    from types import SimpleNamespace
-
-    manifest = SimpleNamespace(raw={"training": {"cluster_terms": [["a", "b", "c", "d"], [], ["x" * 99]]}})
-    assert cluster_labels(manifest) == ["a, b, c", "", "x" * 40]
-    assert cluster_labels(SimpleNamespace(raw={"training": {}})) is None
+    with open_bundle(DEMO / "pn16.st", [read_public_key(DEMO / "provider.pub")]) as bundle:
+        manifest = bundle.manifest
+    assert (cluster_labels(manifest) or [])[3] == "use, linux, python"
+    assert cluster_labels(replace(manifest, cluster_terms=())) is None
     labelled = run[1] | {"cluster_labels": ["python, class, def"] * len(run[1]["histogram"])}
     assert "python, class, def" in texts(parsed(render(labelled)))
 

@@ -101,11 +101,12 @@ def choose_expert(
     return selection, replay_histogram
 
 
-def describe_selection(selection: Selection, n_experts: int, of: str = "windows") -> str:
-    """Return one line for the terminal."""
+def describe_selection(selection: Selection, n_experts: int, of: str = "windows", label: str = "") -> str:
+    """Return one line for the terminal; the label is the provider's, of the chosen expert's cluster."""
     if n_experts == 1:
         return "the bundle holds one model"
-    text = f"{selection.expert} of {n_experts} · holds {selection.share:.0%} of {of}"
+    named = f" ({label})" if label else ""
+    text = f"{selection.expert} of {n_experts}{named} · holds {selection.share:.0%} of {of}"
     if selection.runner_up is not None and selection.runner_up[1] > 0:
         text += f" · next is {selection.runner_up[0]} with {selection.runner_up[1]:.0%}"
     return text

@@ -19,8 +19,6 @@ from shared.bundle import Bundle
 from shared.manifest import Manifest
 
 PACKAGES = ("planearly", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-LABEL_TERMS, TERM_CHARACTERS = 3, 40
-"""Terms of a cluster's label, and the most characters of each: they are a provider's words."""
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
@@ -84,11 +82,10 @@ def describe_result(adapted: Adapted) -> str:
 
 
 def cluster_labels(manifest: Manifest) -> list[str] | None:
-    """Return a label for each cluster, the first of the provider's terms for it; None where it gave none."""
-    terms_K = manifest.raw["training"].get("cluster_terms")
-    if terms_K is None:
+    """Return the provider's label for each cluster; None where it gave none."""
+    if not manifest.cluster_terms:
         return None
-    return [", ".join(term[:TERM_CHARACTERS] for term in terms[:LABEL_TERMS]) for terms in terms_K]
+    return [manifest.label(cluster) for cluster in range(manifest.n_clusters)]
 
 
 def software() -> dict[str, str]:
