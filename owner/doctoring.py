@@ -31,6 +31,7 @@ from shared.bundle import Bundle
 from shared.device import choose_device, has_bf16
 from shared.embedding import find_embedder_files
 from shared.errors import PlanearlyError
+from shared.extras import install_hint
 from shared.names import read_time
 from shared.slm import PRESETS, SlmConfig, build_slm, count_parameters
 
@@ -42,6 +43,7 @@ LIVE_WIDTHS, LIVE_FFN_WIDTHS, LIVE_VOCABULARIES = 18, 4, 3
 sizes on a CPU: from 2 % under to 30 % over for llama, 92 % over for starcoder2."""
 SHOWN_PRESETS = ("laptop", "slm-126m", "llm-771m")
 EXTRAS = {
+    "documents": ("pypdf", "PDF, Word, PowerPoint, Excel and Parquet"),
     "lora": ("peft", "--lora"),
     "histogram": ("opendp", "owner histogram"),
     "dp": ("opacus", "--dp-epsilon"),
@@ -220,7 +222,7 @@ def _extras() -> Iterator[Check]:
         if importlib.util.find_spec(module):
             yield Check(extra, OK, f"for {use}")
         else:
-            yield Check(extra, MISSING, f"for {use}", f"pip install 'planearly[{extra}]'")
+            yield Check(extra, MISSING, f"for {use}", install_hint(extra))
 
 
 def _walls() -> Check:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from shared.errors import EXPECTED_ERRORS, PlanearlyError, RecipeError, error_lines
+from shared.extras import install_hint
 from shared.files import make_folder, remove, remove_stale, write_json
 from shared.training import Say
 
@@ -224,7 +225,7 @@ def _datatrove() -> Any:
         from loguru import logger
     except ImportError:
         raise PlanearlyError(
-            "datatrove is not installed", hint="pip install datatrove ray, or --executor local"
+            "datatrove is not installed", hint=f"{install_hint('cluster')}, or --executor local"
         ) from None
     logger.disable("datatrove")
     return datatrove.executor

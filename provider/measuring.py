@@ -30,6 +30,8 @@ READ_S = 5.0
 """Reading takes no longer than this; how much text a file not read to its end holds is a guess."""
 COMPRESSED_RATIO = 2.6
 """Bytes of text per byte of a file too long to be read here: C4's 794 GB in 305 (benchmarks/scaling.toml)."""
+FEWEST_PIECES = 280
+"""Not many more than the bytes that every vocabulary has."""
 SAMPLE_PIECES = 2048
 """Vocabulary learned here at most; a larger one takes more text and time."""
 TOKENS_LESS_PER_DOUBLING = 0.90
@@ -131,14 +133,21 @@ def measure_text(files: list[CorpusFile], recipe: Recipe, device: str, embedder:
 
 
 def _learned(sample: list[str], vocab_size: int) -> tuple[list[tuple[str, float]], float]:
-    """Return pieces learned from some documents, and the seconds it took."""
+    """Return pieces learned from some documents, and the seconds it took: fewer where the sample is
+    too small for so many, which the whole corpus need not be.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sample.txt"
         path.write_text("\n".join(sample), encoding="utf-8")
-        begin = time.perf_counter()
-        file = CorpusFile(str(path), path.name, False)
-        pieces = train_tokenizer([file], min(vocab_size, SAMPLE_PIECES), SAMPLE_BYTES)
-        return pieces, time.perf_counter() - begin
+        file, n_pieces = CorpusFile(str(path), path.name, False), min(vocab_size, SAMPLE_PIECES)
+        while True:
+            begin = time.perf_counter()
+            try:
+                return train_tokenizer([file], n_pieces, SAMPLE_BYTES), time.perf_counter() - begin
+            except DocumentsError:
+                n_pieces = n_pieces * 3 // 4
+                if n_pieces < FEWEST_PIECES:
+                    raise
 
 
 def measure_machine(device_name: str) -> Machine:

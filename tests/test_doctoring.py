@@ -75,7 +75,7 @@ def test_a_missing_extra_is_named_with_its_command_and_stands_in_nobodys_way(hom
 
     monkeypatch.setitem(owner.doctoring.EXTRAS, "lora", ("no_such_module_here", "--lora"))
     lora = by_name(examine(None, tmp_path / "out"))["lora"]
-    assert (lora.state, lora.hint) == (MISSING, "pip install 'planearly[lora]'")
+    assert (lora.state, lora.hint) == (MISSING, "pip install peft")
     assert not lora.is_in_the_way
 
 

@@ -31,9 +31,7 @@ from tests.tiny import quiet
 CPU = torch.device("cpu")
 ROUNDED = {"f32": 1e-4, "f16": 0.05, "bf16": 0.5}
 """Largest logit difference seen here is a tenth of it."""
-needs_llama_cpp = pytest.mark.skipif(
-    not has_llama_cpp(), reason="llama-cpp-python: pip install 'planearly[llamacpp]'"
-)
+needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="needs llama-cpp-python: make llamacpp")
 
 
 @pytest.fixture(scope="module")

@@ -305,7 +305,7 @@ def test_without_the_extra_a_file_is_skipped_with_the_hint(monkeypatch):
     for name, content in (files | {"a.parquet": b"x"}).items():
         documents, skipped = read(name, content)
         assert documents == []
-        assert skipped == {name: "needs the extra that reads it: pip install 'planearly[documents]'"}
+        assert skipped == {name: "needs the extra documents, whose packages `owner doctor` lists"}
 
 
 def test_text_with_half_a_character_can_be_sent(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from provider.corpus import list_corpus
+from provider.measuring import _learned
 from provider.planning import bundle_bytes, find_stages, plan_release, span, system_of
 from provider.pretraining import COST_FILE
 from provider.releasing import release
@@ -144,3 +145,11 @@ def test_a_corpus_that_a_release_refuses_is_refused_by_its_plan(inputs, tmp_path
 def test_a_range_of_equal_words_is_one():
     assert span(1.0, 1.2) == "1 s"
     assert span(20, 200) == "20 s to 3 min"
+
+
+def test_a_sample_too_small_for_the_vocabulary_is_measured_with_a_smaller_one():
+    pieces, seconds = _learned(["The cat sat on the mat, and the dog ran after the cat. " * 40], 600)
+    assert 256 < len(pieces) < 600
+    assert seconds > 0
+    with pytest.raises(DocumentsError, match="cannot learn"):
+        _learned([""], 600)

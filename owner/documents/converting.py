@@ -152,7 +152,7 @@ def _read(opened: IO[bytes], name: str, budget: Budget) -> Found:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _LIBRARIES:
             raise
-        raise Unreadable(f"needs the extra that reads it: {EXTRA}") from None
+        raise Unreadable(f"needs {EXTRA}") from None
     except (Unreadable, OSError, *DAMAGE) as error:
         link: BaseException | None = error
         while link is not None:  # libraries make other errors of a disk's

@@ -24,7 +24,7 @@ CONVERTED = (
 )
 """Read by a child with limits (owner/documents/converting.py)."""
 SUFFIXES = TEXTS + CONVERTED
-EXTRA = "pip install 'planearly[documents]'"
+EXTRA = "the extra documents, whose packages `owner doctor` lists"
 FORMATS = (
     "files that end in .txt .md .html .jsonl .json .csv .tsv .eml .mbox .epub .zip .tar .tgz, or, with"
     f" {EXTRA}, in .parquet .pdf .docx .pptx .xlsx"

@@ -32,6 +32,7 @@ from owner.models.texts import read_texts
 from owner.training.unfinished import RUN_FILE, discard_work
 from shared.device import make_deterministic
 from shared.errors import PlanearlyError
+from shared.extras import install_hint
 from shared.files import locked, make_folder, remove, rename, sync_tree, write_json
 from shared.training import Say
 
@@ -85,7 +86,7 @@ def export(folder: Path, out: Path, form: str, kind: str, data: Path | None, say
         exported, written = _WRITERS[form](model, staged, kind, found)
         say(f"written      {form} · {kind} · {sum(path.stat().st_size for path in written):,} bytes")
         if exported is None:
-            say("not run      llama-cpp-python is not installed: pip install 'planearly[llamacpp]'")
+            say(f"not run      llama-cpp-python is not installed: {install_hint('llamacpp')}")
             found["agreement"] = None
         else:
             found["agreement"] = compare_logits(original, exported, windows)
@@ -109,7 +110,7 @@ def _write_gguf(
     try:
         from owner.models.gguf_file import tensor_types, write_gguf
     except ImportError:
-        raise PlanearlyError("GGUF needs the package gguf", hint="pip install 'planearly[gguf]'") from None
+        raise PlanearlyError("GGUF needs the package gguf", hint=install_hint("gguf")) from None
     path = staged / "model.gguf"
     if kind in QUANTIZED:
         whole = staged / "whole.gguf"
@@ -129,7 +130,7 @@ def _write_onnx(
         from owner.models.onnx_file import write_onnx
     except ImportError:
         raise PlanearlyError(
-            "ONNX needs the packages onnx, onnxscript and onnxruntime", hint="pip install 'planearly[onnx]'"
+            "ONNX needs the packages onnx, onnxscript and onnxruntime", hint=install_hint("onnx")
         ) from None
     path = staged / "model.onnx"
     write_onnx(path, copy.deepcopy(model.module).to(DTYPES[kind]), model.begin_id)

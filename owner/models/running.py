@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.errors import PlanearlyError
+from shared.extras import install_hint
 
 Logits = Callable[[list[int]], np.ndarray]
 QUANTIZED = {"q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
@@ -84,7 +85,7 @@ def need_llama_cpp() -> ModuleType:
     except ImportError:
         raise PlanearlyError(
             "running or quantizing a GGUF file needs the package llama-cpp-python",
-            hint="pip install 'planearly[llamacpp]', which compiles llama.cpp and takes minutes",
+            hint=f"{install_hint('llamacpp')}, which compiles llama.cpp and takes minutes",
         ) from None
     return llama_cpp
 

@@ -14,6 +14,7 @@ from typing import Any
 from owner.documents.windows import Split
 from owner.privacy.private_noise import SOURCE
 from shared.errors import PlanearlyError
+from shared.extras import install_hint
 
 ACCOUNTANT = "prv"
 """Opacus' numerical composition (Gopi et al. 2021), an upper bound: less noise for a promise than RDP's."""
@@ -181,5 +182,5 @@ def _need_opacus() -> None:
         import opacus  # noqa: F401
     except ImportError:
         raise PlanearlyError(
-            "differential privacy needs the package opacus", hint="pip install opacus opendp"
+            "differential privacy needs the package opacus", hint=install_hint("dp")
         ) from None
