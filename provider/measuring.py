@@ -30,7 +30,7 @@ READ_S = 5.0
 """Reading takes no longer than this; how much text a file not read to its end holds is a guess."""
 COMPRESSED_RATIO = 2.6
 """Bytes of text per byte of a file too long to be read here: C4's 794 GB in 305 (benchmarks/scaling.toml)."""
-FEWEST_PIECES = 280
+FEWEST_PIECES = 262
 """Not many more than the bytes that every vocabulary has."""
 SAMPLE_PIECES = 2048
 """Vocabulary learned here at most; a larger one takes more text and time."""
@@ -145,7 +145,7 @@ def _learned(sample: list[str], vocab_size: int) -> tuple[list[tuple[str, float]
             try:
                 return train_tokenizer([file], n_pieces, SAMPLE_BYTES), time.perf_counter() - begin
             except DocumentsError:
-                n_pieces = n_pieces * 3 // 4
+                n_pieces = n_pieces * 7 // 8
                 if n_pieces < FEWEST_PIECES:
                     raise
 
