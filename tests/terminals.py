@@ -26,6 +26,7 @@ class Terminal:
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:  # the child: only what is safe after a fork
             os.chdir(cwd)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as from a terminal, also where it is ignored here
             os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"} | variables
             os.execve(sys.executable, [sys.executable, *map(str, arguments)], environment)

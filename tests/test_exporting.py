@@ -1,3 +1,5 @@
+import os
+
 """Every form that a model can be exported in, run in the runtime that it is for, beside the original."""
 
 import json
@@ -6,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 from pydoc_data.topics import topics
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -45,8 +48,9 @@ def starcoder2(made, tmp_path_factory):
 
 
 def exported(folder, out, form, kind, data=None):
-    make_places(out)
-    return export(folder, out, form, kind, data, quiet)
+    with mock.patch.dict(os.environ):  # where temporary files go is a matter of the process
+        make_places(out)
+        return export(folder, out, form, kind, data, quiet)
 
 
 @pytest.fixture(scope="module")

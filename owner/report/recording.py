@@ -82,10 +82,10 @@ def describe_result(adapted: Adapted) -> str:
 
 
 def cluster_labels(manifest: Manifest) -> list[str] | None:
-    """Return the provider's label for each cluster; None where it gave none."""
-    if not manifest.cluster_terms:
+    """Return the provider's label for each cluster, "" for one without terms; None where it gave none."""
+    if not any(manifest.cluster_terms):
         return None
-    return [manifest.label(cluster) for cluster in range(manifest.n_clusters)]
+    return [manifest.label(cluster) if terms else "" for cluster, terms in enumerate(manifest.cluster_terms)]
 
 
 def software() -> dict[str, str]:
