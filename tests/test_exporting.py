@@ -1,8 +1,7 @@
-import os
-
 """Every form that a model can be exported in, run in the runtime that it is for, beside the original."""
 
 import json
+import os
 import re
 import shutil
 import sys
