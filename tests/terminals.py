@@ -28,7 +28,8 @@ class Terminal:
             os.chdir(cwd)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # as from a terminal, also where it is ignored here
             os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
-            environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"} | variables
+            size = {"COLUMNS": str(COLUMNS), "LINES": str(ROWS)}  # parallel tests are told other ones
+            environment = os.environ | size | {"TERM": "xterm", "OMP_NUM_THREADS": "1"} | variables
             os.execve(sys.executable, [sys.executable, *map(str, arguments)], environment)
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
 
