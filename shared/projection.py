@@ -147,12 +147,9 @@ class ProjectedNetwork(nn.Module):
 
     def finish_step(self) -> None:
         """Push the leaves' summed gradients into E, M and T, and drop the dense weights."""
-        gradients = []
-        for leaves in self._leaves:
-            parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-            gradients.append(torch.stack(parts))
-            # One layer's gradients are there twice, not all layers'.
-            del parts
-            leaves.clear()
+        gradients = [
+            torch.stack([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+            for leaves in self._leaves
+        ]
         torch.autograd.backward(self._dense, gradients)
         self._dense, self._leaves, self._mixtures = [], [], []
