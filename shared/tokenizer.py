@@ -5,6 +5,7 @@ is dropped. The tokenizer's template is in shared/pieces.py; training one is the
 (provider/corpus.py).
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from shared.files import write_json
 from shared.pieces import BOS_ID, EOS_ID, SPECIAL_PIECES, UNK_ID
 
 ENCODE_CHARACTERS = 100_000
@@ -87,6 +89,12 @@ def decode_window(tokenizer: Tokenizer, ids: np.ndarray) -> str:
 
 
 def save_tokenizer(tokenizer: Tokenizer, context_tokens: int, folder: Path) -> None:
-    """Write the files that `AutoTokenizer.from_pretrained(folder)` needs."""
+    """Write the files that `AutoTokenizer.from_pretrained(folder)` needs, in transformers 4 as in 5.
+
+    5 writes a name of its own for the class; both know the old one, and optimum still needs 4.
+    """
     pretrained: Any = as_pretrained(tokenizer, context_tokens)
     pretrained.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

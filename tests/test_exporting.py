@@ -34,6 +34,7 @@ from tests.specialized import make_specialized, save_other
 from tests.tiny import quiet
 
 CPU = torch.device("cpu")
+PAGE = Path(__file__).parent.parent / "docs" / "howto" / "use-elsewhere.md"
 ROUNDED = {"f32": 1e-4, "f16": 0.05, "bf16": 0.5}
 """Largest logit difference seen here is a tenth of it."""
 needs_llama_cpp = pytest.mark.skipif(not has_llama_cpp(), reason="needs llama-cpp-python: make llamacpp")
@@ -95,7 +96,7 @@ def test_an_exported_model_says_what_the_original_says(made, first, form, kind):
     assert (out / "onnx" / "model.onnx_data").exists() == ((form, kind) == ("onnx", "f16"))
     assert (agreement["steps"] > 40) == (form == "onnx")
     assert (out / "tokenizer.json").read_bytes() == (made.out / "model" / "tokenizer.json").read_bytes()
-    assert "4 of 4 greedy continuations the same" in "\n".join(summarize_export(found))
+    assert "4 of 4 greedy continuations the same" in "\n".join(summarize_export(found, out))
 
 
 def test_safetensors_in_float32_are_the_weights_themselves(made, tmp_path):
@@ -308,7 +309,9 @@ def test_llama_cpp_says_what_the_original_says(made, tmp_path, kind, most):
     if kind in ("f32", "f16"):
         assert agreement["greedy_same"] == agreement["greedy_continuations"] == 4
     assert found["tokenizer"]["read_the_same"] == found["tokenizer"]["documents"]
-    assert re.search(r"perplexity [\d.]+, the original's [\d.]+", "\n".join(summarize_export(found)))
+    assert re.search(
+        r"perplexity [\d.]+, the original's [\d.]+", "\n".join(summarize_export(found, tmp_path / "out"))
+    )
 
 
 @needs_llama_cpp
@@ -357,13 +360,69 @@ def test_llama_cpp_reads_every_text_of_known_characters_as_we_do_and_writes_all_
     assert theirs.encode(strange).count(0) == sum(c not in known for c in strange.replace(" ", ""))
 
 
+def test_transformers_generates_with_the_cache(made):
+    """Another file than the model's configuration says so."""
+    assert json.loads((made.out / "model" / "generation_config.json").read_text())["use_cache"] is True
+
+
+def test_an_export_says_how_to_run_it(made, first):
+    found = {"format": "gguf", "agreement": None}
+    assert summarize_export(found, Path("my export")) == [
+        "run it with  llama-completion -m 'my export'/model.gguf -p \"A text of yours\"",
+        "or           ollama create mine -f 'my export'/Modelfile && ollama run mine \"A text of yours\"",
+    ]
+    (line,) = summarize_export(found | {"format": "onnx"}, Path("it's"))
+    assert line.startswith("""run it with  ORTModelForCausalLM.from_pretrained("it's"), """)
+    *_, last = summarize_export(found | {"format": "safetensors"}, Path("out"))
+    assert last == "or           vllm serve out"
+
+
+def test_the_page_shows_the_modelfile_that_is_written(made, tmp_path):
+    exported(made.out, tmp_path / "out", "gguf", "f32")
+    written = (tmp_path / "out" / "Modelfile").read_text()
+    assert "num_ctx 64\n" in written
+    assert f"```\n{written.replace('num_ctx 64', 'num_ctx 1024')}```" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_shows_how_to_go_on_in_onnxruntime_alone(made, first, tmp_path, monkeypatch, capsys):
+    text = PAGE.read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import numpy.*?)```", text, re.DOTALL)
+    (tmp_path / "exported-onnx").symlink_to(first("onnx", "f32"))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    model = load(made.out, CPU)
+    ids = [BOS_ID, *model.encode("A text of yours")]
+    ids += continue_greedily(torch_logits(model.module), ids, 49)
+    assert capsys.readouterr().out == f"{model.decode(ids)}\n"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "starcoder2"])
+@pytest.mark.filterwarnings("ignore")  # its own, and those of what it imports
+def test_vllm_knows_the_model_by_its_files(made, starcoder2, architecture):
+    config_module = pytest.importorskip("vllm.config")
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.tokenizers import get_tokenizer
+
+    folder = str((made.out if architecture == "llama" else starcoder2) / "model")
+    config = config_module.ModelConfig(model=folder, tokenizer=folder, dtype="float32")
+    info, name = ModelRegistry.inspect_model_cls(config.architectures, config)
+    assert (info.is_text_generation_model, name) == (True, config.hf_config.architectures[0])
+    assert config.max_model_len == config.hf_config.max_position_embeddings
+    assert config.hf_config.tie_word_embeddings
+    assert config.try_get_generation_config()["eos_token_id"] == EOS_ID
+    text = "<s>the value\n\u2192"
+    assert get_tokenizer(folder).encode(text) == [BOS_ID, *load(Path(folder), CPU).encode(text[3:])]
+
+
 def test_a_specialized_model_is_what_vllm_loads(made):
     config = json.loads((made.out / "model" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["model_type"] == "llama"
     assert config["tie_word_embeddings"] is True
     assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
-    vllm = pytest.importorskip("vllm")  # where it installs: on a machine with a GPU
+    vllm = pytest.importorskip("vllm")
+    if not torch.cuda.is_available():
+        pytest.skip("vLLM as packaged computes on a GPU")
     model = load(made.out, CPU)
     ids = [BOS_ID, *model.encode("the value of")]
     engine = vllm.LLM(str(made.out / "model"), dtype="float32", enforce_eager=True)

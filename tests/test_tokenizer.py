@@ -79,6 +79,8 @@ def test_the_saved_tokenizer_loads_with_auto_classes_and_agrees(trained, tmp_pat
     assert loaded(text)["input_ids"] == encode_document(tokenizer, text)[:-1].tolist()
     assert loaded.decode(loaded(text)["input_ids"]) == text
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id) == (1, 2, 0)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # what transformers 4 knows, too
 
 
 def test_a_piece_list_of_another_size_than_the_models_vocabulary_is_refused(pieces):

@@ -155,6 +155,6 @@ def export(
 
         with watched(quiet) as say:
             found = run(model, out, form, quantize or dtype or "f32", data, say)
-            for line in summarize_export(found):
+            for line in summarize_export(found, out):
                 say(line)
         click.echo(json.dumps(found, indent=2) if as_json else out)

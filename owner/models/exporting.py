@@ -7,6 +7,7 @@ the weights themselves give away.
 
 import copy
 import hashlib
+import shlex
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +47,25 @@ FORMATS = {
     "safetensors": ("f32", "f16", "bf16"),
 }
 """Formats and the types of weights that each can have; onnxruntime has no bfloat16 on the CPU."""
+MODELFILE = """\
+FROM ./model.gguf
+TEMPLATE \"\"\"{{{{ .Prompt }}}}\"\"\"
+PARAMETER num_ctx {context_tokens}
+PARAMETER stop "</s>"
+"""
+"""For Ollama, beside the GGUF file. Its default template is for chats; here the prompt is the text."""
+USES = {
+    "gguf": (
+        'llama-completion -m {path}/model.gguf -p "A text of yours"',
+        'ollama create mine -f {path}/Modelfile && ollama run mine "A text of yours"',
+    ),
+    "onnx": ("ORTModelForCausalLM.from_pretrained({text}), in Python with the package optimum-onnx",),
+    "safetensors": (
+        "AutoModelForCausalLM.from_pretrained({text}), in Python with the package transformers",
+        "vllm serve {path}",
+    ),
+}
+"""How to run what was written."""
 BESIDE = (CONFIG_FILE, "generation_config.json", TOKENIZER_FILE, "tokenizer_config.json")
 """Copied beside weights that need them."""
 TOLERANCE = {"f32": 1e-3}
@@ -126,7 +146,9 @@ def _write_gguf(
     else:
         write_gguf(path, model, kind)
     found["tensor_types"] = tensor_types(path)
-    return LlamaCpp(path, model.model.config.max_position_embeddings) if has_llama_cpp() else None, [path]
+    context_tokens = model.model.config.max_position_embeddings
+    (staged / "Modelfile").write_text(MODELFILE.format(context_tokens=context_tokens), encoding="utf-8")
+    return LlamaCpp(path, context_tokens) if has_llama_cpp() else None, [path]
 
 
 def _write_onnx(
@@ -182,7 +204,7 @@ def _compare_tokenizers(model: LanguageModel, exported: LlamaCpp, texts: list[st
     return {"documents": len(texts), "read_the_same": n_same, "runs_of_unknown_characters": n_unknown}
 
 
-def summarize_export(found: dict[str, Any]) -> list[str]:
+def summarize_export(found: dict[str, Any], out: Path) -> list[str]:
     """Return the lines that `owner export` prints beside the folder."""
     lines = []
     if "tensor_types" in found:
@@ -205,4 +227,7 @@ def summarize_export(found: dict[str, Any]) -> list[str]:
             f"tokenizer    llama.cpp reads {tokenizer['read_the_same']:,} of {tokenizer['documents']:,}"
             f" documents the same · {tokenizer['runs_of_unknown_characters']:,} runs of unknown characters"
         )
-    return lines
+    names = {"path": shlex.quote(str(out)), "text": repr(str(out))}
+    heads = ("run it with", "or")
+    uses = zip(heads, USES[found["format"]], strict=False)
+    return [*lines, *(f"{head:<12} {use.format(**names)}" for head, use in uses)]

@@ -91,10 +91,7 @@ def write_onnx(path: Path, model: nn.Module, example_id: int) -> None:
 
 
 def _example_past(model: nn.Module, ids: Tensor) -> list[Tensor]:
-    """Return what the model keeps of some ids, its attention written out from now on.
-
-    The fused one gives NaN for a padding token, whose row of the mask is empty, and NaN spreads.
-    """
+    """Return what the model keeps of some ids, its attention written out from now on: a smaller graph."""
     cast(PreTrainedModel, model).set_attn_implementation("eager")
     with torch.no_grad():
         cache = model(input_ids=ids, use_cache=True).get("past_key_values")

@@ -27,6 +27,8 @@ def stage_model(staged: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> P
     folder = staged / MODEL_FOLDER
     make_folder(folder)
     model.config.use_cache = True
+    assert model.generation_config is not None
+    model.generation_config.use_cache = True
     disable_progress_bar()
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
