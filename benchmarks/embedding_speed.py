@@ -18,15 +18,8 @@ from side_by_side import Compare, Figures, options_of, require, take_turns
 
 from shared.clusters import assign_clusters
 from shared.device import has_bf16
-from shared.embedding import (
-    BATCH_PIECES,
-    PACKAGE,
-    SUB_WINDOW_PIECES,
-    WIDTH,
-    embed_texts,
-    find_embedder_files,
-    load_embedder,
-)
+from shared.embedder import PACKAGE, SUB_WINDOW_PIECES, WIDTH, find_embedder_files
+from shared.embedding import BATCH_PIECES, embed_texts, load_embedder
 
 WORDS = 120
 """Of a text: few enough for one sub-window of nearly all; longer ones are left out."""

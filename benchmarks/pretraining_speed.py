@@ -21,7 +21,8 @@ from side_by_side import Compare, Figures, options_of, require, take_turns
 
 from shared.batches import Microbatch, Sampler, Windows, all_microbatches
 from shared.device import has_bf16, make_deterministic
-from shared.slm import EOS_ID, PRESETS, SlmConfig, build_slm
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import EOS_ID, build_slm
 from shared.training import TrainConfig, train
 
 ROWS_PER_MICROBATCH = 4

@@ -23,7 +23,8 @@ from shared.batches import Sampler, Windows
 from shared.device import choose_device, keep_freed_memory, make_deterministic
 from shared.pieces import EOS_ID
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import train_step, trained_parameters
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo" / "pn16.toml"

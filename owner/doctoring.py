@@ -29,11 +29,12 @@ from owner.trust.remembering import read_clock, read_state, trust_home
 from owner.trust.vouching import Trust, read_trust
 from shared.bundle import Bundle
 from shared.device import choose_device, has_bf16
-from shared.embedding import find_embedder_files
+from shared.embedder import find_embedder_files
 from shared.errors import PlanearlyError
 from shared.extras import install_hint
 from shared.names import read_time
-from shared.slm import PRESETS, SlmConfig, build_slm, count_parameters
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import build_slm, count_parameters
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 STATE_BYTES = 16

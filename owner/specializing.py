@@ -37,7 +37,8 @@ from owner.training.finetuning import FinetuneConfig
 from owner.training.replaying import ReplayConfig
 from owner.training.saving import REPORT_FILE, publish_result, stage_model
 from owner.training.unfinished import check_space, discard_work, finished_report, open_work
-from owner.trust.opening import open_tokenizer, open_trusted
+from owner.trust.carried import open_tokenizer
+from owner.trust.opening import open_trusted
 from owner.trust.vouching import read_trust
 from shared.bundle import Bundle
 from shared.device import choose_device

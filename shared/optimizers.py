@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import PlanearlyError
-
-OPTIMIZERS = ("adam", "muon")
+from shared.manifest import OPTIMIZERS
 
 
 class Optimizer:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from shared.batches import IGNORED, Sampler, all_microbatches, collate, pack_rows
 from shared.losses import sum_nats
 from shared.pieces import BOS_ID
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from tests.conftest import make_windows
 
 

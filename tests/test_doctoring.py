@@ -15,7 +15,8 @@ from click.testing import CliRunner
 import owner.cli
 from owner.doctoring import MISSING, OK, WARN, available_bytes, describe, examine, training_bytes
 from owner.trust.remembering import HOME_VARIABLE
-from shared.slm import PRESETS, build_slm, count_parameters
+from shared.sizes import PRESETS
+from shared.slm import build_slm, count_parameters
 from tests.children import ONE_THREAD
 
 VECTORS = Path(__file__).parent / "vectors"

@@ -25,7 +25,8 @@ from shared.checkpoints import load_checkpoint
 from shared.errors import RecipeError
 from shared.files import remove
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig, train
 from tests.conftest import make_windows
 from tests.parties import ROOT, write_key, write_recipe

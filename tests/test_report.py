@@ -31,7 +31,8 @@ from shared.batches import Windows, all_microbatches
 from shared.bundle import open_bundle
 from shared.losses import evaluate
 from shared.signature import read_public_key
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.tokenizer import cut_windows
 from tests import tiny
 from tests.browsers import accessibility_faults, opened

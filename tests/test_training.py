@@ -13,7 +13,8 @@ from shared.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from shared.errors import CheckpointError, PlanearlyError
 from shared.losses import evaluate
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig, learning_rate, train, train_step, trained_parameters
 from tests.conftest import make_windows
 

@@ -108,7 +108,8 @@ def test_the_specialized_model_is_a_standard_directory(specialized):
     assert type(model).__name__ == "LlamaForCausalLM"
     from dataclasses import replace
 
-    from shared.slm import PRESETS, build_slm
+    from shared.sizes import PRESETS
+    from shared.slm import build_slm
 
     sizes = replace(PRESETS["test"], width=32, ffn_width=48, vocab_size=500, context_tokens=64)
     plain = build_slm(sizes)

@@ -14,6 +14,7 @@ from shared.batches import Microbatch, Mixture, Sampler
 from shared.bundle import Bundle
 from shared.materializing import materialize
 from shared.projection import project
+from shared.tensors import read_tensor
 from shared.training import Say, TrainConfig, train
 
 
@@ -27,8 +28,8 @@ class PointNetwork(nn.Module):
         self._linears = [
             (
                 name,
-                bundle.tensor(f"projected.{name}.mixing").to(device),
-                bundle.tensor(f"projected.{name}.bank").to(device),
+                read_tensor(bundle, f"projected.{name}.mixing").to(device),
+                read_tensor(bundle, f"projected.{name}.bank").to(device),
             )
             for name in bundle.manifest.linears
         ]

@@ -15,7 +15,8 @@ from owner.choice.coarsening import expected_error, merge_clusters, share_out
 from owner.documents.duplicates import read_distinct
 from owner.documents.walking import Skipped
 from owner.documents.windows import PrivateWindows
-from owner.trust.opening import open_embedder, open_tokenizer, open_trusted
+from owner.trust.carried import open_embedder, open_tokenizer
+from owner.trust.opening import open_trusted
 from owner.trust.vouching import read_trust
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
@@ -190,10 +191,10 @@ def request_histogram(
             f"documents    {private.n_documents:,} documents · {duplicates.n} copies dropped ·"
             f" {sum(item.n for item in skipped)} skipped"
         )
-        centroids_KW = bundle.tensor("clusters.centroids").numpy()
+        centroids_KW = bundle.array("clusters.centroids")
         embedder = open_embedder(bundle, embedder_folder, device)
         votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
-        generic_K = bundle.tensor("clusters.counts").numpy()
+        generic_K = bundle.array("clusters.counts")
         request = noisy_request(votes_K, centroids_KW, epsilon, generic_K, n_clusters)
         for line in describe_errors(votes_K, centroids_KW, generic_K, epsilon, n_clusters).split("\n"):
             say(line)

@@ -35,6 +35,7 @@ from shared.files import write_json
 from shared.losses import LossFunction, evaluate, sum_nats
 from shared.progress import Say, stage
 from shared.replay import check_is_pack
+from shared.tensors import read_tensor
 from shared.training import TrainConfig, TrainResult
 
 STARTS_FILE = "starts.json"
@@ -246,7 +247,7 @@ def _learn(task: _Task, start: Start) -> Start:
     vector_M = (
         torch.tensor(start.vector)
         if start.vector is not None
-        else task.bundle.tensor("experts.vectors")[start.expert or 0].float()
+        else read_tensor(task.bundle, "experts.vectors")[start.expert or 0].float()
     )
     make_deterministic(task.config.seed)
     sampler = Sampler(
