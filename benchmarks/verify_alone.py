@@ -16,7 +16,7 @@ from shared.signature import PublicKey
 
 
 def main(path: str, key: str, cores: str) -> None:
-    """Print seconds of the clock and the processor, and the peak of resident memory of this process, in MB."""
+    """Print seconds of clock and processor, and the peak of resident memory of this process, in MB."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     start, start_cpu = time.perf_counter(), time.process_time()
     with open_bundle(Path(path), [PublicKey(bytes.fromhex(key))]) as bundle:

@@ -32,8 +32,9 @@ from owner.report.recording import (
 )
 from owner.report.sampling import sample
 from owner.report.writing import write_report
-from owner.training.adapting import Replay, adapt, check_pack, check_teacher, finetune_teacher
+from owner.training.adapting import Replay, adapt, finetune_teacher
 from owner.training.finetuning import FinetuneConfig
+from owner.training.matching import check_pack, check_teacher
 from owner.training.replaying import ReplayConfig
 from owner.training.saving import REPORT_FILE, publish_result, stage_model
 from owner.training.unfinished import check_space, discard_work, finished_report, open_work

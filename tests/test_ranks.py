@@ -16,10 +16,11 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from provider.cli import main
-from provider.parallel import is_fewer_weights, joined, share_microbatches
+from provider.parallel import joined, share_microbatches
 from provider.pretraining import _pretrain_one
 from provider.recipe import read_recipe
 from provider.releasing import release
+from provider.split_network import is_fewer_weights
 from shared.batches import Sampler, all_microbatches
 from shared.checkpoints import load_checkpoint
 from shared.errors import RecipeError
