@@ -13,8 +13,7 @@ import pytest
 
 import owner
 from shared.errors import PlanearlyError
-from shared.live import describe
-from shared.progress import Moment, amount, beat, duration, is_live, listening, show, stage
+from shared.progress import Moment, amount, beat, describe, duration, is_live, listening, show, stage
 from tests import tiny
 from tests.parties import run as run_party
 from tests.parties import write_private
@@ -160,10 +159,12 @@ def test_ctrl_c_says_the_command_that_goes_on_and_it_does(place):
     command = shlex.split(terminal.shown.decode().splitlines()[-1].removeprefix("owner:"))[1:]
     assert command[:3] == ["specialize", "--bundle", str(DEMO / "pn16.st")]
     assert command[-4:] == ["--out", "my model", "--epochs", "1"]
-    assert (place / ".my model.unfinished").is_dir()
+    assert "interrupted: a checkpoint comes after this step" in terminal.shown.decode()
+    assert list((place / ".my model.unfinished" / "slm").glob("step-*"))  # the first comes after 15 s
     again = run_party("owner", *command, cwd=place, home=place / "home")
     assert again.returncode == 0, again.stderr
     assert "resuming the unfinished run" in again.stderr
+    assert re.search(r"slm +resumed at step [1-9]", again.stderr)
     assert again.stdout == "my model/model\n"
 
 
