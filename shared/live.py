@@ -44,14 +44,15 @@ def live_line(party: str) -> Iterator[None]:
             return
         if time.monotonic() - drawn_s < DRAW_EVERY_S:
             return
+        text = describe(moment, is_short=True)
         if not drawn:
-            drawn.append(progress.add_task("", text=""))
+            drawn.append(progress.add_task(moment.stage, total=moment.total, text=text))
         progress.update(
             drawn[0],
             description=moment.stage,
             total=moment.total,
             completed=moment.done,
-            text=describe(moment),
+            text=text,
             refresh=True,
         )
         drawn_s = time.monotonic()

@@ -98,8 +98,11 @@ def is_live() -> bool:
     return _is_live.get()
 
 
-def describe(moment: Moment) -> str:
-    """Return a moment's figures in words, the time left last; nothing where there are none yet."""
+def describe(moment: Moment, is_short: bool = False) -> str:
+    """Return a moment's figures in words; nothing where there are none yet.
+
+    The time left comes last, or before what a short line may cut off.
+    """
     done, total, unit = moment.done, moment.total, moment.unit
     counted = ""
     if unit == "bytes":
@@ -109,7 +112,8 @@ def describe(moment: Moment) -> str:
     elif unit:
         counted = (f"{done:,}" if total is None else f"{done:,} of {total:,}") + f" {unit}"
     left = "" if moment.left_s is None else f"{duration(moment.left_s)} left"
-    return " · ".join(filter(None, (counted, moment.figures, left)))
+    parts = (counted, left, moment.figures) if is_short else (counted, moment.figures, left)
+    return " · ".join(filter(None, parts))
 
 
 def duration(seconds: float) -> str:
