@@ -28,6 +28,7 @@ from shared.errors import DocumentsError, RecipeError
 from shared.files import write_json
 from shared.importance import describe_resampling
 from shared.losses import HeldoutLoss, Network
+from shared.progress import stage
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.ranks import ONE_PROCESS, Ranks
 from shared.slm import build_slm
@@ -201,15 +202,16 @@ def _pretrain_experts(
         part = _expert_folder(folder, cluster)
         if (part / WEIGHTS_FILE).exists():
             continue
-        one = _pretrain_one(
-            "slm",
-            replace(recipe, pretraining=config),
-            load_windows(windows, "train", n_clusters, cluster),
-            load_windows(windows, "heldout", n_clusters, cluster),
-            part,
-            device_name,
-            partial(_say_expert, say, cluster, n_clusters),
-        )
+        with stage(f"expert {cluster}/{n_clusters}"):
+            one = _pretrain_one(
+                "slm",
+                replace(recipe, pretraining=config),
+                load_windows(windows, "train", n_clusters, cluster),
+                load_windows(windows, "heldout", n_clusters, cluster),
+                part,
+                device_name,
+                partial(_say_expert, say, cluster, n_clusters),
+            )
         record = {
             "nats": one.loss.nats.get(cluster, 0.0),
             "heldout_tokens": one.loss.tokens.get(cluster, 0),

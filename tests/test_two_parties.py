@@ -372,10 +372,11 @@ def test_a_histogram_is_shown_before_it_is_written_and_trains_for_its_owner(rele
     assert refused.returncode == 1
     assert "documents per cluster, after noise" in refused.stderr
     assert not (released / "no.json").exists()
-    done = run("owner", "histogram", *arguments, "--yes", "--out", "request.json", cwd=released, home=home)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "request.json\n"
+    plain = ("--yes", "--quiet", "--json", "--out", "request.json")
+    done = run("owner", "histogram", *arguments, *plain, cwd=released, home=home)
+    assert (done.returncode, done.stderr) == (0, "")
     request = json.loads((released / "request.json").read_text())
+    assert json.loads(done.stdout) == request
     assert set(request) == {"format", "centroids_sha256", "counts", "epsilon", "mechanism"}
     again = run("owner", "histogram", *arguments, "--yes", "--out", "request.json", cwd=released, home=home)
     assert_refused(again, "request.json: already exists", released)
