@@ -19,10 +19,10 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from shared.bundle import Bundle
-from shared.card import one_line
 from shared.contents import CENTROIDS, COUNTS
 from shared.facts import heldout_losses, perplexity
 from shared.manifest import Manifest
+from shared.printable import printable
 
 WIDTH, HEIGHT, MARGIN = 960.0, 620.0, 60.0
 """Of the map, in pixels of its own."""
@@ -106,8 +106,8 @@ def draw_atlas(bundle: Bundle) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.from_string(page).render(
         manifest=manifest,
-        corpus=one_line(manifest.raw["training"]["corpus"]),
-        license=one_line(manifest.license),
+        corpus=printable(manifest.raw["training"]["corpus"], " "),
+        license=printable(manifest.license, " "),
         key_id=bundle.key_id,
         style=style,
         style_digest=digest,

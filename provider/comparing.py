@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from shared.bundle import Bundle
-from shared.card import escape, one_line
+from shared.card import escape
 from shared.clusters import assign_clusters
 from shared.contents import CENTROIDS, COUNTS
 from shared.facts import heldout_losses, model_parameters, perplexity, stored_parameters
+from shared.printable import printable
 
 TOKENIZER = "files.tokenizer.json"
 LISTED_APART = ("tensors", "training.sources", "training.cluster_terms", "training.heldout_loss_per_cluster")
@@ -154,7 +155,7 @@ def _title(side: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = one_line("nothing" if value is None else str(value))
+    text = printable("nothing" if value is None else str(value), " ")
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -13,6 +13,7 @@ from shared.bundle import Bundle
 from shared.contents import COUNTS
 from shared.facts import heldout_losses, model_parameters, perplexity, stored_parameters
 from shared.manifest import Manifest
+from shared.printable import printable
 
 HUB_LICENSES = frozenset(
     (
@@ -38,14 +39,9 @@ KINDS = {
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>#|~&$"})
 
 
-def one_line(text: str) -> str:
-    """Return foreign text in one line, without characters that turn or hide what is around them."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 def escape(text: str) -> str:
     """Return foreign text as one line of Markdown that shows it and does nothing else."""
-    return one_line(text).translate(MARKDOWN)
+    return printable(text, " ").strip().translate(MARKDOWN)
 
 
 def make_card(bundle: Bundle) -> str:

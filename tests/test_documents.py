@@ -360,8 +360,8 @@ def test_names_that_are_no_unicode_or_hold_control_characters_can_be_printed(tmp
     for name in (b"\xff.txt", b"a\x1b[2J\n.txt", b"b\xff.png"):
         Path(os.fsdecode(os.path.join(folder, name))).write_text("x")
     documents, skipped = read_all(tmp_path, {})
-    assert [d.path for d in documents] == ["a\\x1b[2J\\n.txt", "\\xff.txt"]
-    assert skipped == [Skipped("b\\xff.png", "unsupported extension .png")]
+    assert [d.path for d in documents] == ["a\\x1b[2J\\n.txt", "\\udcff.txt"]
+    assert skipped == [Skipped("b\\udcff.png", "unsupported extension .png")]
 
 
 def test_the_canary_is_in_no_reason_and_no_error(tmp_path):

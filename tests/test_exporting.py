@@ -10,21 +10,24 @@ from pydoc_data.topics import topics
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
+from transformers import MambaConfig, MambaForCausalLM
 
 from owner.isolation.places import make_places
 from owner.models import exporting, onnx_file
-from owner.models.checking import continue_greedily
-from owner.models.exporting import EXPORT_FILE, export, summarize_export
+from owner.models.checking import compare_logits, continue_greedily
+from owner.models.exporting import EXPORT_FILE, ONNX_FILE, export, summarize_export
 from owner.models.gguf_file import token_table, write_gguf
 from owner.models.loading import load
-from owner.models.running import LlamaCpp, has_llama_cpp, torch_logits
+from owner.models.onnx_file import write_onnx
+from owner.models.running import LlamaCpp, OnnxRuntime, has_llama_cpp, torch_logits
 from owner.training.unfinished import RUN_FILE
 from shared.errors import PlanearlyError
-from shared.pieces import BOS_ID, BYTE_PIECES
+from shared.pieces import BOS_ID, BYTE_PIECES, EOS_ID
 from tests.conftest import make_pieces
 from tests.parties import run
 from tests.specialized import make_specialized, save_other
@@ -89,7 +92,8 @@ def test_an_exported_model_says_what_the_original_says(made, first, form, kind):
     assert agreement["perplexity"] == pytest.approx(agreement["perplexity_original"], rel=ROUNDED[kind])
     assert agreement["greedy_same"] == agreement["greedy_continuations"] == 4
     assert list(out.parent.iterdir()) == [out]
-    assert (out / "model.onnx.data").exists() == ((form, kind) == ("onnx", "f16"))
+    assert (out / "onnx" / "model.onnx_data").exists() == ((form, kind) == ("onnx", "f16"))
+    assert (agreement["steps"] > 40) == (form == "onnx")
     assert (out / "tokenizer.json").read_bytes() == (made.out / "model" / "tokenizer.json").read_bytes()
     assert "4 of 4 greedy continuations the same" in "\n".join(summarize_export(found))
 
@@ -104,7 +108,8 @@ def test_safetensors_in_float32_are_the_weights_themselves(made, tmp_path):
 @pytest.mark.parametrize(("form", "kind"), [("gguf", "bf16"), ("onnx", "f32"), ("safetensors", "f16")])
 def test_an_export_repeats_bit_for_bit_and_names_no_folder_of_this_machine(made, first, tmp_path, form, kind):
     exported(made.out, tmp_path / "again", form, kind, made.others)
-    files = sorted(path.name for path in (tmp_path / "again").iterdir())
+    found = [path for path in (tmp_path / "again").rglob("*") if path.is_file()]
+    files = sorted(path.relative_to(tmp_path / "again") for path in found)
     assert len(files) >= 2
     for name in files:
         content = (tmp_path / "again" / name).read_bytes()
@@ -113,18 +118,80 @@ def test_an_export_repeats_bit_for_bit_and_names_no_folder_of_this_machine(made,
         assert b"site-packages" not in content
 
 
-def test_an_onnx_graph_takes_any_number_of_rows_and_tokens(made, first):
-    import onnxruntime
+@pytest.fixture(scope="module")
+def graphs(made, starcoder2, first, tmp_path_factory):
+    """Return an ONNX file of each architecture."""
+    other = tmp_path_factory.mktemp("graphs") / "model.onnx"
+    write_onnx(other, load(starcoder2, CPU).module, BOS_ID)
+    return {"llama": first("onnx", "f32") / ONNX_FILE, "starcoder2": other}
 
-    path = first("onnx", "f32") / "model.onnx"
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    model = load(made.out, CPU)
-    for shape in ((1, 1), (3, 17), (1, 64)):
-        ids = torch.randint(3, 300, shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            expected = model.module(input_ids=ids).logits.numpy()
-        found = session.run(None, {"input_ids": ids.numpy()})[0]
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+def test_an_onnx_graph_has_the_names_of_optimum(first):
+    graph = onnx.load(first("onnx", "f32") / ONNX_FILE).graph
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    everything = "past_sequence_length + sequence_length"
+    assert axes == {  # optimum/exporters/onnx/config.py, base.py: TextDecoderOnnxConfig, add_past_key_values
+        "input_ids": ["batch_size", "sequence_length"],
+        "attention_mask": ["batch_size", everything],
+        "position_ids": ["batch_size", "sequence_length"],
+        "past_key_values.0.key": ["batch_size", 2, "past_sequence_length", 16],
+        "past_key_values.0.value": ["batch_size", 2, "past_sequence_length", 16],
+        "logits": ["batch_size", "sequence_length", 400],
+        "present.0.key": ["batch_size", 2, everything, 16],
+        "present.0.value": ["batch_size", 2, everything, 16],
+    }
+
+
+@pytest.mark.parametrize("architecture", ["llama", "starcoder2"])
+def test_rows_of_different_lengths_padded_on_the_left_go_on_as_the_original_does(
+    made, starcoder2, graphs, architecture
+):
+    runtime = OnnxRuntime(graphs[architecture])
+    original = torch_logits(load(made.out if architecture == "llama" else starcoder2, CPU).module)
+    rows = [np.random.default_rng(n).integers(3, 300, n).tolist() for n in (1, 5, 12)]
+    ids = np.array([[EOS_ID] * (12 - len(row)) + row for row in rows])
+    mask = np.array([[0] * (12 - len(row)) + [1] * len(row) for row in rows])
+    position, past = (
+        np.maximum(mask.cumsum(1) - 1, 0),
+        {name: np.repeat(nothing, len(rows), 0) for name, nothing in runtime.nothing.items()},
+    )
+    for _ in range(4):
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+        logits, *present = runtime.session.run(None, inputs | past)
+        assert np.isfinite(logits).all()
+        for row, found in zip(rows, logits, strict=True):
+            n_new = min(len(row), ids.shape[1])
+            np.testing.assert_allclose(found[-n_new:], original(row)[-n_new:], atol=1e-4)
+        ids = logits[:, -1:].argmax(2)
+        rows = [[*row, int(new)] for row, (new,) in zip(rows, ids, strict=True)]
+        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        position, past = mask.sum(1, keepdims=True) - 1, dict(zip(past, present, strict=True))
+
+
+def test_a_graph_that_goes_on_wrong_does_not_agree(made, first, tmp_path):
+    proto = onnx.load(first("onnx", "f32") / ONNX_FILE)
+    other = {
+        "past_key_values.0.key": "past_key_values.0.value",
+        "past_key_values.0.value": "past_key_values.0.key",
+    }
+    for node in proto.graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+    onnx.save_model(proto, tmp_path / "model.onnx")
+    model, broken = load(made.out, CPU), OnnxRuntime(tmp_path / "model.onnx")
+    original = torch_logits(model.module)
+    ids = [BOS_ID, *model.encode("the order of evaluation of the operands")]
+    assert np.abs(original(ids) - broken(ids)).max() < 1e-4  # in one go nothing is kept
+    assert compare_logits(original, broken, [ids])["largest_logit_difference"] > exporting.TOLERANCE["f32"]
+
+
+def test_a_model_that_keeps_no_keys_and_values_has_no_onnx_here(tmp_path):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, state_size=2)
+    with pytest.raises(PlanearlyError, match="MambaForCausalLM keeps no plain keys and values"):
+        write_onnx(tmp_path / "model.onnx", MambaForCausalLM(config).eval(), 1)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "starcoder2"])

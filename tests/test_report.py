@@ -20,7 +20,7 @@ from owner.documents.intervals import RESAMPLES
 from owner.documents.windows import PrivateWindows, split_documents
 from owner.isolation.walls import AUDIT_HOOK, SECCOMP
 from owner.report.charts import Scale, loss_curves, loss_range, ticks
-from owner.report.composing import compose, printable
+from owner.report.composing import compose, shorten
 from owner.report.intervals import perplexity_intervals
 from owner.report.metering import Meter
 from owner.report.recording import cluster_labels
@@ -439,5 +439,5 @@ def test_an_axis_of_perplexities_has_ticks_and_keeps_everything_on_it():
 
 
 def test_foreign_text_is_cut_and_printable():
-    assert printable("a\tb\u202ec\x1bd\u00a0e") == "a b\ufffdc\ufffdd e"
-    assert printable("x" * 300, 10) == "x" * 9 + "…"
+    assert shorten("a\tb\u202ec\x1bd\ne") == "a\\tb\\u202ec\\x1bd\ne"
+    assert shorten("x" * 300, 10) == "x" * 9 + "…"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from owner.documents.decoding import Unreadable
-from owner.documents.walking import Skipped, printable
+from owner.documents.walking import Skipped
+from shared.printable import printable
 
 MEMBER_BYTES = 256 << 20
 """A larger file in an archive or message, and a larger PDF or Office file, is skipped: memory holds it."""

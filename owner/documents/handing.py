@@ -19,8 +19,9 @@ from typing import IO, Any, cast
 
 from owner.documents.limited import Limits, start_limited
 from owner.documents.texts import PART_CHARACTERS, Document
-from owner.documents.walking import USED, PrivateFile, Skipped, printable, reason_of
+from owner.documents.walking import USED, PrivateFile, Skipped, reason_of
 from shared.errors import DocumentsError
+from shared.printable import printable
 
 LIMITS = Limits(memory_bytes=2 << 30, cpu_s=None, wall_s=60.0)
 """Of a child, and to start one; the time is bounded file by file. Ours."""

@@ -13,7 +13,8 @@ from typing import IO, cast
 from owner.documents.archives import MEMBER_BYTES, Member, read_whole
 from owner.documents.decoding import DAMAGE, DAMAGED, Unreadable, decode_as, visible_text
 from owner.documents.texts import Document, count_fault, whole_characters
-from owner.documents.walking import Skipped, printable, unsupported
+from owner.documents.walking import Skipped, unsupported
+from shared.printable import printable
 
 HEADERS = ("From", "To", "Cc", "Subject", "Date")
 _BEGIN = re.compile(rb"From .*\d\d:\d\d")

@@ -23,11 +23,11 @@ from owner.documents.walking import (
     check_root,
     list_files,
     open_file,
-    printable,
     reason_of,
     refuse_change,
 )
 from shared.errors import DocumentsError
+from shared.printable import printable
 
 GZIP_RATIO = 200
 """A .gz file is read up to this many times its own size (never less than 64 MiB): prose packs 2 to 10

@@ -26,7 +26,8 @@ from owner.documents.texts import (
     read_lines,
     text_of,
 )
-from owner.documents.walking import Skipped, printable
+from owner.documents.walking import Skipped
+from shared.printable import printable
 
 CELL_CHARACTERS = 64 << 20
 """A longer cell ends the reading of a table."""

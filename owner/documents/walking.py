@@ -14,6 +14,7 @@ from typing import IO
 
 from owner.documents.decoding import Unreadable
 from shared.errors import DocumentsError
+from shared.printable import printable
 
 TEXTS = (".txt", ".md", ".jsonl", ".html", ".htm", ".txt.gz", ".md.gz", ".jsonl.gz")
 """Read by the owner's process itself."""
@@ -195,9 +196,3 @@ def reason_of(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "symbolic link"
     return f"cannot be read ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
-
-
-def printable(name: str) -> str:
-    """Return a name that can be printed and written as UTF-8, whatever its bytes are."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from owner.models.loading import LanguageModel
-from owner.models.running import Logits
+from owner.models.running import Logits, OnnxRuntime
 from shared.progress import show
 
 WINDOWS = 16
@@ -22,7 +22,10 @@ class Agreement:
 
     windows: int
     tokens: int
+    steps: int
+    """Tokens that were run once more, one at a time over kept keys and values; 0 where none are kept."""
     largest_logit_difference: float
+    """Of tokens and steps."""
     same_likeliest_fraction: float
     """Of tokens, for which both find the same next token likeliest."""
     greedy_continuations: int
@@ -34,7 +37,7 @@ class Agreement:
 def compare_logits(original: Logits, exported: Logits, windows: list[list[int]]) -> dict[str, Any]:
     """Run both over windows that begin with <s>; return an Agreement, for JSON."""
     largest = nats = nats_original = 0.0
-    n_tokens = n_same = greedy_same = 0
+    n_tokens = n_steps = n_same = greedy_same = 0
     for ids in windows:
         expected, found = original(ids), exported(ids)
         largest = max(largest, float(np.abs(expected - found).max()))
@@ -45,13 +48,20 @@ def compare_logits(original: Logits, exported: Logits, windows: list[list[int]])
         show(n_tokens, sum(map(len, windows)), "tokens compared")
     prompts = windows[:: max(1, len(windows) // PROMPTS)][:PROMPTS]
     for ids in prompts:
-        start = ids[:PROMPT_TOKENS]
-        greedy_same += continue_greedily(original, start) == continue_greedily(exported, start)
+        start, going_on = ids[:PROMPT_TOKENS], exported
+        if isinstance(exported, OnnxRuntime):
+            going_on = exported.begin()
+            until = ids[: PROMPT_TOKENS + GREEDY_TOKENS]
+            found = _in_steps(exported.begin(), until)
+            largest = max(largest, float(np.abs(original(until) - found).max()))
+            n_steps += len(until) - len(start)
+        greedy_same += continue_greedily(original, start) == continue_greedily(going_on, start)
     n_predicted = max(1, n_tokens - len(windows))
     return asdict(
         Agreement(
             len(windows),
             n_tokens,
+            n_steps,
             largest,
             n_same / n_tokens,
             len(prompts),
@@ -60,6 +70,13 @@ def compare_logits(original: Logits, exported: Logits, windows: list[list[int]])
             math.exp(nats_original / n_predicted),
         )
     )
+
+
+def _in_steps(going_on: Logits, ids: list[int]) -> np.ndarray:
+    """Return the logits of a prompt in one go, and of the ids after it one at a time."""
+    first = going_on(ids[:PROMPT_TOKENS])
+    steps = [going_on(ids[:end]) for end in range(PROMPT_TOKENS + 1, len(ids) + 1)]
+    return np.concatenate([first, *steps])
 
 
 def _nats(logits: np.ndarray, ids: list[int]) -> float:

@@ -22,8 +22,8 @@ from owner.models.running import (
     QUANTIZED,
     LlamaCpp,
     Logits,
+    OnnxRuntime,
     has_llama_cpp,
-    onnx_logits,
     quantize,
     safetensors_logits,
     torch_logits,
@@ -37,6 +37,8 @@ from shared.files import locked, make_folder, remove, rename, sync_tree, write_j
 from shared.progress import Say, show, stage
 
 EXPORT_FILE = "export.json"
+ONNX_FILE = Path("onnx", "model.onnx")
+"""Where transformers.js looks for it; optimum finds it anywhere in the folder."""
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {
     "gguf": ("f32", "f16", "bf16", *QUANTIZED),
@@ -98,8 +100,12 @@ def export(folder: Path, out: Path, form: str, kind: str, data: Path | None, say
         if isinstance(exported, LlamaCpp):
             found["tokenizer"] = _compare_tokenizers(model, exported, texts) if texts else None
         found["files"] = {
-            path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for path in sorted(staged.iterdir())
+            path.relative_to(staged).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+            for path in sorted(staged.rglob("*"))
+            if path.is_file()
         }
         write_json(staged / EXPORT_FILE, found)
         sync_tree(staged)
@@ -136,10 +142,11 @@ def _write_onnx(
         raise PlanearlyError(
             "ONNX needs the packages onnx, onnxscript and onnxruntime", hint=install_hint("onnx")
         ) from None
-    path = staged / "model.onnx"
+    path = staged / ONNX_FILE
+    make_folder(path.parent, 0o700)
     write_onnx(path, copy.deepcopy(model.module).to(DTYPES[kind]), model.begin_id)
     _copy_beside(model.folder, staged, BESIDE)
-    return onnx_logits(path), sorted(staged.glob("model.onnx*"))
+    return OnnxRuntime(path), sorted(path.parent.iterdir())
 
 
 def _write_safetensors(

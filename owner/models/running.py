@@ -38,14 +38,51 @@ def safetensors_logits(folder: Path) -> Logits:
     return torch_logits(model.eval())
 
 
-def onnx_logits(path: Path) -> Logits:
-    """Run an ONNX file in onnxruntime, on the CPU."""
-    import onnxruntime
+class OnnxRuntime:
+    """An ONNX file in onnxruntime, on the CPU."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda ids: session.run(None, {"input_ids": np.asarray([ids])})[0][0].astype(np.float32)
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        kept = [value for value in self.session.get_inputs() if value.name.startswith("past_key_values.")]
+        self.nothing = {
+            value.name: np.zeros(
+                (1, value.shape[1], 0, value.shape[3]),
+                np.float16 if value.type == "tensor(float16)" else np.float32,
+            )
+            for value in kept
+        }
+
+    def __call__(self, ids: list[int]) -> np.ndarray:
+        """Return a window's logits, all of it in one go."""
+        return self._run(ids, 0, self.nothing)[0]
+
+    def begin(self) -> Logits:
+        """Return a function of a growing text, which runs what is new and returns the logits of that."""
+        n_past, past = 0, self.nothing
+
+        def go_on(ids: list[int]) -> np.ndarray:
+            nonlocal n_past, past
+            logits, past = self._run(ids[n_past:], n_past, past)
+            n_past = len(ids)
+            return logits
+
+        return go_on
+
+    def _run(
+        self, ids: list[int], n_past: int, past: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        n_all = n_past + len(ids)
+        inputs = {
+            "input_ids": np.asarray([ids]),
+            "attention_mask": np.ones((1, n_all), dtype=np.int64),
+            "position_ids": np.arange(n_past, n_all)[None],
+        }
+        logits, *present = self.session.run(None, inputs | past)
+        return logits[0].astype(np.float32), dict(zip(past, present, strict=True))
 
 
 class LlamaCpp:

@@ -1,6 +1,6 @@
 """report.json and audit.json to what report.html shows: chosen, bounded, put into words; no markup here.
 
-Everything that came with a bundle or a file name is foreign: `printable` cuts it and leaves what prints, and
+Everything that came with a bundle or a file name is foreign: `shorten` makes it printable and cuts it, and
 the template escapes it.
 """
 
@@ -14,6 +14,7 @@ from owner.choice.candidates import SLM
 from owner.choice.methods import METHODS
 from owner.report.charts import Curves, Scale, loss_curves, loss_range, perplexity_scale
 from owner.training.adapting import WITHOUT_DP
+from shared.printable import printable
 
 NO_LABEL = "no label recorded"
 MOST_CLUSTERS, MOST_SKIPPED = 15, 200
@@ -73,11 +74,9 @@ class RatioRow:
     interval: list[float] | None
 
 
-def printable(text: Any, most: int = 200) -> str:
-    """Return foreign text cut short, with a replacement for every character that does not print."""
-    shown = "".join(
-        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\ufffd" for c in str(text)
-    )
+def shorten(text: Any, most: int = 200) -> str:
+    """Return foreign text in printable characters, its lines kept, cut short."""
+    shown = printable(str(text), "\n")
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
@@ -170,7 +169,7 @@ def _clusters(report: dict[str, Any]) -> list[ClusterRow]:
     rows = [
         ClusterRow(
             str(k),
-            printable((labels and labels[k]) or NO_LABEL, 130),
+            shorten((labels and labels[k]) or NO_LABEL, 130),
             histogram[k],
             histogram[k] / total,
             report["start"]["expert"] == k and len(histogram) > 1,
@@ -275,5 +274,5 @@ def _ratios(report: dict[str, Any]) -> list[RatioRow]:
 def _reasons(skipped: list[dict[str, Any]]) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for item in skipped:
-        counts[printable(item["reason"])] += item["n"]
+        counts[shorten(item["reason"])] += item["n"]
     return counts.most_common(20)

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from owner.report.composing import compose, model_name, printable
+from owner.report.composing import compose, model_name, shorten
 from owner.training.saving import AUDIT_FILE, MODEL_FOLDER, REPORT_FILE
 from shared.files import write_atomic, write_json
 from shared.progress import amount, duration
@@ -76,7 +76,7 @@ def render(report: dict[str, Any], audit: dict[str, Any] | None = None) -> str:
 def _shown(value: Any) -> Any:
     """Return what stands on the page for a value: all text is made printable before it is escaped."""
     return (
-        printable(value, MOST_CHARACTERS)
+        shorten(value, MOST_CHARACTERS)
         if isinstance(value, str) and not hasattr(value, "__html__")
         else value
     )
@@ -117,5 +117,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "model_name": model_name,
     "percent": lambda share: f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}",
     "perplexity": _perplexity,
-    "printable": printable,
+    "printable": shorten,
 }

@@ -12,7 +12,7 @@ import subprocess
 from owner.documents.limited import Limits, start_limited
 from shared.errors import BundleError, PlanearlyError
 from shared.pieces import SPACE, build_tokenizer, read_pieces
-from shared.strict_json import UNPRINTABLE
+from shared.printable import printable
 
 PROBE_CHARACTERS = 20_000
 """Of the pieces themselves, encoded and decoded again in the child."""
@@ -53,7 +53,7 @@ def run_limited(code: str, content: bytes, argument: int = 0, limits: Limits = L
         finally:
             child.kill()
     if said:
-        raise _refusal(UNPRINTABLE.sub("?", said[:300].decode("ascii", "replace").strip()))
+        raise _refusal(printable(said[:300].decode("ascii", "backslashreplace").strip()))
     if child.returncode == -signal.SIGKILL:
         raise _refusal("tokenizer: building it took too long, or was killed")
     if child.returncode < 0:
