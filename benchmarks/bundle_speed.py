@@ -121,7 +121,7 @@ def _measure(options: Namespace, deed: Callable[[], object], cores: int) -> Figu
     }
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -150,11 +150,11 @@ def main() -> None:
     if not options.bundle.exists():
         make_bundle(options.bundle, *SIZES[options.size])
     if not options.only:
-        _hash(options.bundle)  # from now on the file lies in memory, for all alike
+        hash_file(options.bundle)  # from now on the file lies in memory, for all alike
     path, all_cores = options.bundle, os.sched_getaffinity(0)
     n = min(2, len(all_cores))
     systems = {
-        "hash": lambda o: _measure(o, lambda: _hash(path), 1),
+        "hash": lambda o: _measure(o, lambda: hash_file(path), 1),
         "verify": lambda o: _verify(path, 1),
         "verify on two cores": lambda o: _verify(path, n),
         "materialize": lambda o: _measure(o, lambda: _materialize(path), 1),

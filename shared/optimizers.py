@@ -68,7 +68,7 @@ class Optimizer:
         for name, parameter in self._others.items():
             if f"adam_mean.{name}" in tensors:
                 self._adam.state[parameter] = {
-                    "step": torch.tensor(float(step), device=parameter.device),
+                    "step": torch.full((), float(step), device=parameter.device),
                     "exp_avg": tensors[f"adam_mean.{name}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"adam_square.{name}"].to(parameter.device),
                 }

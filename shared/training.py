@@ -26,6 +26,7 @@ from shared.files import make_folder, remove_stale
 from shared.interrupts import interrupt_held
 from shared.losses import LossFunction, Network, sum_nats
 from shared.optimizers import Optimizer, check_optimizer
+from shared.prefetching import rows_of_steps
 from shared.progress import SAY_EVERY_S, Say, beat, duration, is_live, show
 from shared.ranks import ONE_PROCESS, Ranks
 
@@ -175,16 +176,16 @@ def train_step(
     batches = ranks.share(batches)
     if network is not None:
         network.begin_step(sorted({batch.mixture for batch in batches}))
-    total = 0.0
+    losses: list[Tensor] = []
     for batch in batches:
         weights = {} if network is None else dict(network.weights_of(batch.mixture))
         loss = loss_of(model, weights, batch) / n_tokens
         loss.backward()
-        total += float(loss.detach())
+        losses.append(loss.detach())
         beat()
     if network is not None:
         network.finish_step()
-    return total
+    return sum(map(float, losses))  # only now: a number of a GPU's waits for all that it has to do
 
 
 def trained_parameters(model: nn.Module, network: Network | None) -> dict[str, nn.Parameter]:
@@ -306,6 +307,7 @@ def train(
     if config.compile:
         compile_layers(cast(PreTrainedModel, model), say)
     parameters = trained_parameters(model, network)
+    device = next(iter(parameters.values())).device
     state = _Run(parameters, config, run, ranks)
     saved_step = -1
     if state.resume(folder, say):
@@ -342,9 +344,10 @@ def train(
             go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
             if state.step == 0:
                 tell(None, None, None)
+            rows = rows_of_steps(sampler.step, range(state.step, config.steps), device)
             while go_on and state.step < config.steps:
                 begun_s = time.monotonic()
-                batches = sampler.step(state.step)
+                batches = next(rows)
                 state.optimizer.zero_grad()
                 if gradient_of is None:
                     loss = ranks.add_up(parameters, train_step(model, network, batches, loss_of, ranks))

@@ -52,10 +52,10 @@ def token_figures(model: PreTrainedModel, windows: Windows) -> list[TokenFigures
     for start in range(0, n, ROWS):
         chosen = list(range(start, min(n, start + ROWS)))
         batch = collate(windows, rows, chosen)
-        logits = logits_of(module, {}, batch).view(*batch.labels.shape, -1).cpu()
-        labels = batch.labels.clamp(min=0)
-        nats = -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        is_likeliest = logits.argmax(-1) == labels
+        logits = logits_of(module, {}, batch).view(*batch.labels.shape, -1)
+        labels = batch.labels.clamp(min=0).to(logits.device)
+        nats = -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).cpu()
+        is_likeliest = (logits.argmax(-1) == labels).cpu()
         for row, window in enumerate(chosen):
             length = int(windows.length[window])
             found.append(TokenFigures(nats[row, :length].numpy(), is_likeliest[row, :length].numpy()))
