@@ -6,12 +6,16 @@ The bundle is of kind pn with random bfloat16 weights, made once if the file is 
 paper's (1.4B parameters, 2.9 GB), laptop that of a laptop's recipe. `hash` is hashlib's own file_digest
 on one thread. Opening comes first, so materializing pays for the signature too; every tensor that it uses
 is hashed in the buffer that is used. On a busy machine the processor's seconds say more than the clock's.
-Memory is the growth of the resident peak; the process itself, with torch imported, is told beside it.
+Memory of materializing is the growth of the resident peak, of a process with torch in it; verifying needs no
+torch and runs in processes of its own (verify_alone.py), whose whole peak is told.
 """
 
 import functools
 import hashlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -22,12 +26,12 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from side_by_side import Compare, Figures, forget_peak, options_of, peak_bytes, take_turns
 
+from provider.bundling import Source, write_bundle
 from provider.signing import SigningKey
-from shared.bundle import Source, open_bundle, write_bundle
-from shared.contents import model_shapes
-from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
+from shared.bundle import open_bundle
+from shared.embedder import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
 from shared.materializing import materialize
-from shared.slm import PRESETS
+from shared.sizes import PRESETS, linear_names, parameter_shapes
 
 SIZES = {
     # preset, experts, capacity, projected layers; none named: all
@@ -50,7 +54,7 @@ def _random(shape: tuple[int, ...]) -> torch.Tensor:
 def make_bundle(path: Path, preset: str, n_experts: int, capacity: int, layers: tuple[int, ...]) -> None:
     """Write a bundle of random weights."""
     config = PRESETS[preset]
-    shapes, linears = model_shapes(config)
+    shapes, linears = parameter_shapes(config), linear_names(config)
     feed_forward = [
         name for name in linears if ".mlp." in name and (not layers or int(name.split(".")[2]) in layers)
     ]
@@ -117,14 +121,18 @@ def _measure(options: Namespace, deed: Callable[[], object], cores: int) -> Figu
     }
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(path: Path) -> None:
-    with open_bundle(path, [KEY.public_key]) as bundle:
-        bundle.verify_all()
+def _verify(path: Path, cores: int) -> Figures:
+    script = Path(__file__).with_name("verify_alone.py")
+    command = [sys.executable, script, path, KEY.public_key.raw.hex(), str(cores)]
+    environment = os.environ | {"PYTHONPATH": str(script.parent.parent)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    figures: Figures = json.loads(done.stdout)
+    return figures
 
 
 def _materialize(path: Path) -> object:
@@ -142,13 +150,13 @@ def main() -> None:
     if not options.bundle.exists():
         make_bundle(options.bundle, *SIZES[options.size])
     if not options.only:
-        _hash(options.bundle)  # from now on the file lies in memory, for all alike
+        hash_file(options.bundle)  # from now on the file lies in memory, for all alike
     path, all_cores = options.bundle, os.sched_getaffinity(0)
     n = min(2, len(all_cores))
     systems = {
-        "hash": lambda o: _measure(o, lambda: _hash(path), 1),
-        "verify": lambda o: _measure(o, lambda: _verify(path), 1),
-        "verify on two cores": lambda o: _measure(o, lambda: _verify(path), n),
+        "hash": lambda o: _measure(o, lambda: hash_file(path), 1),
+        "verify": lambda o: _verify(path, 1),
+        "verify on two cores": lambda o: _verify(path, n),
         "materialize": lambda o: _measure(o, lambda: _materialize(path), 1),
         "materialize on two cores": lambda o: _measure(o, lambda: _materialize(path), n),
     }

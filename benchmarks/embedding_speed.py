@@ -14,19 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side import Compare, Figures, options_of, require, take_turns
+from side_by_side import DEVICE, Compare, Figures, options_of, require, take_turns
 
 from shared.clusters import assign_clusters
-from shared.device import has_bf16
-from shared.embedding import (
-    BATCH_PIECES,
-    PACKAGE,
-    SUB_WINDOW_PIECES,
-    WIDTH,
-    embed_texts,
-    find_embedder_files,
-    load_embedder,
-)
+from shared.device import choose_device, has_bf16
+from shared.embedder import PACKAGE, SUB_WINDOW_PIECES, WIDTH, find_embedder_files
+from shared.embedding import BATCH_PIECES, embed_texts, load_embedder
 
 WORDS = 120
 """Of a text: few enough for one sub-window of nearly all; longer ones are left out."""
@@ -43,7 +36,7 @@ def _texts(options: Namespace) -> list[str]:
 
 def planearly(options: Namespace) -> Figures:
     texts = _texts(options)
-    embedder = load_embedder(*find_embedder_files(), torch.device("cpu"))
+    embedder = load_embedder(*find_embedder_files(), choose_device(options.device))
     centroids = np.random.default_rng(0).standard_normal((options.clusters, WIDTH)).astype(np.float32)
     embed_texts(embedder, texts[:8])
     start = time.perf_counter()
@@ -56,7 +49,7 @@ def _figures(seconds: float, vectors: np.ndarray) -> Figures:
     return {"seconds": seconds, "windows_per_s": len(vectors) / seconds, "sum": float(np.abs(vectors).sum())}
 
 
-def _sentence_transformers(options: Namespace, dtype: str) -> Figures:
+def sentence_transformers(options: Namespace, dtype: str) -> Figures:
     require("sentence_transformers", "sentence-transformers")
     from importlib.util import find_spec
     from pathlib import Path
@@ -69,7 +62,7 @@ def _sentence_transformers(options: Namespace, dtype: str) -> Figures:
     assert spec.origin is not None
     folder = str(Path(spec.origin).parent / "model")
     model: Any = SentenceTransformer(
-        folder, device="cpu", local_files_only=True, model_kwargs={"dtype": dtype}
+        folder, device=options.device, local_files_only=True, model_kwargs={"dtype": dtype}
     )
     batch = BATCH_PIECES // (SUB_WINDOW_PIECES + 2)
     settings = {"batch_size": batch, "show_progress_bar": False, "normalize_embeddings": True}
@@ -84,14 +77,15 @@ def main() -> None:
         __doc__,
         ("--windows", {"type": int, "default": 512}),
         ("--clusters", {"type": int, "default": 16}),
+        DEVICE,
     )
     if options.toy:
         options.windows = 16
-    same = "bfloat16" if has_bf16(torch.device("cpu")) else "float32"
+    same = "bfloat16" if has_bf16(choose_device(options.device)) else "float32"
     systems = {
         "planearly": planearly,
-        "encode": lambda o: _sentence_transformers(o, same),
-        "encode float32": lambda o: _sentence_transformers(o, "float32"),
+        "encode": lambda o: sentence_transformers(o, same),
+        "encode float32": lambda o: sentence_transformers(o, "float32"),
     }
     compares = [Compare("planearly", peer, goal=1.1) for peer in ("encode", "encode float32")]
     take_turns("embed and assign windows", systems, compares, options)

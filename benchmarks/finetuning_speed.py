@@ -12,23 +12,30 @@ and seconds to the loss that all of them reach: the highest of their lowest.
 import contextlib
 import io
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import numpy as np
-import torch
-from side_by_side import Compare, Figures, options_of, require, take_turns
+from peers import (
+    CLIP_NORM,
+    LEARNING_RATE,
+    ROWS_PER_MICROBATCH,
+    WARMUP_STEPS,
+    Clock,
+    callback_of,
+    figures_of,
+    run_trainer,
+    settings_of,
+)
+from side_by_side import DEVICE, Compare, Figures, options_of, require, take_turns
 
 from owner.documents.reading import Document
 from owner.documents.windows import Split, split_documents, window_documents
 from shared.batches import Microbatch, Sampler, all_microbatches
 from shared.bundle import open_bundle
-from shared.device import has_bf16, make_deterministic
-from shared.losses import evaluate
+from shared.device import choose_device, make_deterministic
 from shared.materializing import materialize
 from shared.pieces import build_tokenizer, read_pieces
 from shared.signature import read_public_key
@@ -38,40 +45,9 @@ from shared.training import TrainConfig, train
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 EXPERT = 3
 """The one that the demo selects."""
-ROWS_PER_STEP, ROWS_PER_MICROBATCH = 8, 4
-LEARNING_RATE, CLIP_NORM, WARMUP_STEPS = 1e-3, 5.0, 10
+ROWS_PER_STEP = 8
 EVALS = 8
 HELDOUT_ROWS = 16
-
-
-class Clock:
-    """Seconds of training alone, and the held-out losses taken while it stood."""
-
-    def __init__(self, heldout: list[Microbatch], every: int) -> None:
-        self.heldout, self.every = heldout, every
-        self.seconds, self.steps = 0.0, 0
-        self.curve: list[tuple[float, float]] = []
-        self._since: float | None = None
-
-    def step(self, model: Any) -> None:
-        """Call at the beginning of each step."""
-        now = time.perf_counter()
-        if self._since is not None:
-            self.seconds += now - self._since
-        if self.steps % self.every == 0:
-            self.look(model)
-        self.steps += 1
-        self._since = time.perf_counter()
-
-    def look(self, model: Any) -> None:
-        """Take the held-out loss."""
-        self.curve.append((self.seconds, evaluate(model, None, self.heldout).mean))
-
-    def stop(self, model: Any) -> None:
-        """Call at the end of the last step."""
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-        self.look(model)
 
 
 def _prepare(options: Namespace) -> tuple[Any, Any, Split, int]:
@@ -79,27 +55,19 @@ def _prepare(options: Namespace) -> tuple[Any, Any, Split, int]:
     with open_bundle(DEMO / "pn16.st", [read_public_key(DEMO / "provider.pub")]) as bundle:
         sizes = bundle.manifest.model
         tokenizer = build_tokenizer(read_pieces(bundle.file("tokenizer.json"), sizes.vocab_size))
-        model = materialize(bundle, EXPERT)
+        model: Any = materialize(bundle, EXPERT)
     names = sorted(topics)[: 6 if options.toy else None]
     documents = [Document(name, 0, topics[name]) for name in names]
     private = window_documents(documents, tokenizer, sizes.context_tokens)
     make_deterministic(0)
-    return model, tokenizer, split_documents(private, 0.1, 0), sizes.context_tokens
+    split = split_documents(private, 0.1, 0)
+    return model.to(choose_device(options.device)), tokenizer, split, sizes.context_tokens
 
 
 def _clock(split: Split, context: int) -> Clock:
     heldout = list(all_microbatches(split.heldout, context, ROWS_PER_MICROBATCH))
     n_steps = split.train.n_tokens // (ROWS_PER_STEP * context)
     return Clock(heldout[: HELDOUT_ROWS // ROWS_PER_MICROBATCH], max(1, n_steps // EVALS))
-
-
-def _figures(clock: Clock, n_tokens: int) -> Figures:
-    return {
-        "seconds": clock.seconds / n_tokens,
-        "tokens_per_s": n_tokens / clock.seconds,
-        "lowest_loss": min(loss for _, loss in clock.curve),
-        "curve": clock.curve,
-    }
 
 
 def planearly(options: Namespace) -> Figures:
@@ -125,63 +93,12 @@ def planearly(options: Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         done = train(model, None, sampler, lambda: clock.heldout[:1], config, Path(folder), lambda line: None)
     clock.stop(model)
-    return _figures(clock, done.tokens)
-
-
-def _settings(options: Namespace, folder: str, rows: int) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "use_cpu": True,
-        "bf16": has_bf16(torch.device("cpu")),
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": ROWS_PER_STEP // ROWS_PER_MICROBATCH,
-        "num_train_epochs": options.epochs,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": WARMUP_STEPS,
-        "weight_decay": 0.0,
-        "max_grad_norm": CLIP_NORM,
-        "optim": "adamw_torch_fused",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "seed": 0,
-    }
-
-
-def _callback(clock: Clock, model: Any) -> Any:
-    from transformers import TrainerCallback
-
-    class Timed(TrainerCallback):
-        def on_step_begin(self, *arguments: Any, **more: Any) -> None:
-            clock.step(model)
-
-        def on_train_end(self, *arguments: Any, **more: Any) -> None:
-            clock.stop(model)
-
-    return Timed()
+    return figures_of(clock, done.tokens)
 
 
 def trainer(options: Namespace) -> Figures:
-    from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
-
     model, _, split, context = _prepare(options)
-    clock = _clock(split, context)
-    windows = split.train
-    rows = [{"input_ids": windows.tokens(i).astype(np.int64).tolist()} for i in range(len(windows))]
-    mean_tokens = windows.n_tokens / len(windows)
-    per_batch = max(1, round(ROWS_PER_MICROBATCH * context / mean_tokens))
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        Trainer(
-            model,
-            TrainingArguments(**_settings(options, folder, per_batch)),
-            train_dataset=rows,
-            data_collator=DataCollatorWithFlattening(),
-            callbacks=[_callback(clock, model)],
-        ).train()
-    return _figures(clock, options.epochs * windows.n_tokens)
+    return run_trainer(model, split, context, _clock(split, context), ROWS_PER_STEP, options)
 
 
 def sft_trainer(options: Namespace) -> Figures:
@@ -195,7 +112,7 @@ def sft_trainer(options: Namespace) -> Figures:
     windows = split.train
     data = Dataset.from_dict({"input_ids": [windows.tokens(i).tolist() for i in range(len(windows))]})
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        settings = _settings(options, folder, ROWS_PER_MICROBATCH)
+        settings = settings_of(options, folder, ROWS_PER_MICROBATCH, ROWS_PER_STEP)
         pretrained = as_pretrained(tokenizer, context)
         pretrained.pad_token = pretrained.eos_token
         SFTTrainer(
@@ -203,9 +120,9 @@ def sft_trainer(options: Namespace) -> Figures:
             SFTConfig(**settings, packing=True, max_length=context, gradient_checkpointing=False),
             train_dataset=data,
             processing_class=pretrained,
-            callbacks=[_callback(clock, model)],
+            callbacks=[callback_of(clock, model)],
         ).train()
-    return _figures(clock, options.epochs * windows.n_tokens)
+    return figures_of(clock, options.epochs * windows.n_tokens)
 
 
 def seconds_to(loss: float, curve: list[tuple[float, float]]) -> float:
@@ -225,7 +142,7 @@ def to_common_loss(turn: dict[str, Figures]) -> None:
 
 
 def main() -> None:
-    options = options_of(__doc__, ("--epochs", {"type": int, "default": 1}), rounds=3)
+    options = options_of(__doc__, ("--epochs", {"type": int, "default": 1}), DEVICE, rounds=3)
     systems: dict[str, Callable[[Namespace], Figures]] = {
         "planearly": planearly,
         "Trainer": trainer,

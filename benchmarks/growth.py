@@ -33,7 +33,8 @@ from shared.device import keep_freed_memory, make_deterministic
 from shared.pieces import EOS_ID, build_tokenizer, read_pieces
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.signature import read_public_key
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import train_step, trained_parameters
 
 Deed = Callable[[], object]

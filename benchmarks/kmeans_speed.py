@@ -16,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from provider.clustering import fit_centroids
 from shared.clusters import assign_clusters
-from shared.embedding import WIDTH
+from shared.embedder import WIDTH
 
 SPREAD = 0.05
 """Standard deviation of each component around its direction; a component of a direction has about as much."""

@@ -18,7 +18,8 @@ from side_by_side import options_of, tell
 
 from shared.batches import Sampler, Windows
 from shared.device import keep_freed_memory, make_deterministic
-from shared.slm import EOS_ID, PRESETS, SlmConfig, build_slm
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import EOS_ID, build_slm
 from shared.training import train_step
 
 CLUSTERS = 16

@@ -3,9 +3,9 @@
   python benchmarks/pretraining_speed.py [--rows-per-step 32] [--steps 6]
 
 The same sizes, rows of full length, microbatches, fused Adam, clip and bfloat16 products for all. Each
-turn starts its library's own loop and times from one request for a step's data to the next, the first step
-left out. Of litgpt its model, its chunked cross entropy and its Fabric loop's calls are used: its `pretrain`
-command has no CPU path without a data module of its own.
+turn starts its library's own loop and times from one step to the next, the first one left out. Of litgpt its
+model, its chunked cross entropy and its Fabric loop's calls are used: its `pretrain` command has no CPU path
+without a data module of its own.
 """
 
 import tempfile
@@ -17,14 +17,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from side_by_side import Compare, Figures, options_of, require, take_turns
+from side_by_side import DEVICE, Compare, Figures, options_of, require, take_turns, wait_for
+from step_time import random_windows
 
-from shared.batches import Microbatch, Sampler, Windows, all_microbatches
-from shared.device import has_bf16, make_deterministic
-from shared.slm import EOS_ID, PRESETS, SlmConfig, build_slm
+from shared.batches import Microbatch, Sampler, all_microbatches
+from shared.device import choose_device, has_bf16, make_deterministic
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import build_slm
 from shared.training import TrainConfig, train
 
-ROWS_PER_MICROBATCH = 4
 LEARNING_RATE, CLIP_NORM = 1e-3, 5.0
 
 
@@ -32,30 +33,10 @@ def _sizes(options: Namespace) -> SlmConfig:
     return PRESETS["test" if options.toy else options.preset]
 
 
-def random_windows(sizes: SlmConfig, n_rows: int) -> Windows:
-    """Rows of full length, one window each, of uniformly random tokens."""
-    generator = np.random.default_rng(0)
-    length = sizes.context_tokens
-    stream = generator.integers(EOS_ID + 1, sizes.vocab_size, n_rows * length).astype(np.uint16)
-    return Windows(
-        [stream],
-        stream=np.zeros(n_rows, np.int32),
-        start=np.arange(n_rows, dtype=np.int64) * length,
-        length=np.full(n_rows, length, np.int32),
-        cluster=np.zeros(n_rows, np.int32),
-    )
-
-
-class TimedSampler(Sampler):
-    """A sampler that notes when each step asks for its rows."""
-
-    def note(self, moments: list[float]) -> "TimedSampler":
-        self.moments = moments
-        return self
-
-    def step(self, step: int) -> list[Microbatch]:
-        self.moments.append(time.perf_counter())
-        return super().step(step)
+def note(moments: list[float], device: torch.device) -> None:
+    """Note when a step has ended, or the next one begins."""
+    wait_for(device)
+    moments.append(time.perf_counter())
 
 
 def per_step(moments: list[float], options: Namespace) -> Figures:
@@ -69,15 +50,16 @@ def per_step(moments: list[float], options: Namespace) -> Figures:
 
 def planearly(options: Namespace) -> Figures:
     sizes = _sizes(options)
-    windows = random_windows(sizes, 4 * options.rows_per_step)
+    device, rows_per_microbatch = choose_device(options.device), options.rows_per_microbatch
+    windows = random_windows(sizes, 4 * options.rows_per_step, 1)
     moments: list[float] = []
     make_deterministic(0)
-    model = cast(torch.nn.Module, build_slm(sizes))
-    sampler = TimedSampler(windows, sizes.context_tokens, options.rows_per_step, ROWS_PER_MICROBATCH, 0)
+    model = cast(torch.nn.Module, build_slm(sizes)).to(device)
+    sampler = Sampler(windows, sizes.context_tokens, options.rows_per_step, rows_per_microbatch, 0)
     config = TrainConfig(
         steps=options.steps + 2,
         rows_per_step=options.rows_per_step,
-        rows_per_microbatch=ROWS_PER_MICROBATCH,
+        rows_per_microbatch=rows_per_microbatch,
         learning_rate=LEARNING_RATE,
         warmup_steps=0,
         clip_norm=CLIP_NORM,
@@ -88,7 +70,10 @@ def planearly(options: Namespace) -> Figures:
         return all_microbatches(windows.take(np.arange(1)), sizes.context_tokens, 1)
 
     with tempfile.TemporaryDirectory() as folder:
-        train(model, None, sampler.note(moments), heldout, config, Path(folder), lambda line: None)
+        train(
+            model, None, sampler, heldout, config, Path(folder), lambda line: None,
+            record=lambda entry: note(moments, device),
+        )  # fmt: skip
     return per_step(moments, options)
 
 
@@ -96,21 +81,22 @@ def trainer(options: Namespace) -> Figures:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     sizes = _sizes(options)
-    windows = random_windows(sizes, (options.steps + 2) * options.rows_per_step)
+    device = choose_device(options.device)
+    windows = random_windows(sizes, (options.steps + 2) * options.rows_per_step, 1)
     moments: list[float] = []
 
     class Note(TrainerCallback):
         def on_step_begin(self, *arguments: Any, **more: Any) -> None:
-            moments.append(time.perf_counter())
+            note(moments, device)
 
     rows = [torch.from_numpy(windows.tokens(i).astype(np.int64)) for i in range(len(windows))]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            use_cpu=True,
-            bf16=has_bf16(torch.device("cpu")),
-            per_device_train_batch_size=ROWS_PER_MICROBATCH,
-            gradient_accumulation_steps=options.rows_per_step // ROWS_PER_MICROBATCH,
+            use_cpu=device.type == "cpu",
+            bf16=has_bf16(device),
+            per_device_train_batch_size=options.rows_per_microbatch,
+            gradient_accumulation_steps=options.rows_per_step // options.rows_per_microbatch,
             max_steps=options.steps + 2,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
@@ -121,7 +107,7 @@ def trainer(options: Namespace) -> Figures:
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=device.type == "cuda",
         )
         make_deterministic(0)
         data = cast(Any, [{"input_ids": row, "labels": row} for row in rows])
@@ -150,21 +136,22 @@ def litgpt(options: Namespace) -> Figures:
         norm_class_name="RMSNorm",
         mlp_class_name="LLaMAMLP",
     )
-    precision = cast(Any, "bf16-mixed" if has_bf16(torch.device("cpu")) else "32-true")
-    fabric = L.Fabric(accelerator="cpu", devices=1, precision=precision)
+    device = choose_device(options.device)
+    precision = cast(Any, "bf16-mixed" if has_bf16(device) else "32-true")
+    fabric = L.Fabric(accelerator=device.type, devices=1, precision=precision)
     make_deterministic(0)
     model: Any = GPT(config)
     model.lm_head.weight = model.transformer.wte.weight
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     model = fabric.setup(model)
     optimizer = fabric.setup_optimizers(optimizer)
-    n_micro = options.rows_per_step // ROWS_PER_MICROBATCH
-    windows = random_windows(sizes, options.rows_per_step)
-    stream = torch.from_numpy(windows.streams[0].astype(np.int64))
-    rows = stream.view(n_micro, ROWS_PER_MICROBATCH, sizes.context_tokens)
-    moments = []
+    n_micro = options.rows_per_step // options.rows_per_microbatch
+    windows = random_windows(sizes, options.rows_per_step, 1)
+    stream = torch.from_numpy(windows.streams[0].astype(np.int64)).to(device)
+    rows = stream.view(n_micro, options.rows_per_microbatch, sizes.context_tokens)
+    moments: list[float] = []
     for _ in range(options.steps + 2):
-        moments.append(time.perf_counter())
+        note(moments, device)
         for index in range(n_micro):
             ids = rows[index]
             with fabric.no_backward_sync(model, enabled=index < n_micro - 1):
@@ -181,7 +168,9 @@ def main() -> None:
         __doc__,
         ("--preset", {"choices": [name for name in PRESETS if "table6" not in name], "default": "laptop"}),
         ("--rows-per-step", {"type": int, "default": 32}),
+        ("--rows-per-microbatch", {"type": int, "default": 4}),
         ("--steps", {"type": int, "default": 6}),
+        DEVICE,
     )
     if options.toy:
         options.rows_per_step, options.steps = 8, 2

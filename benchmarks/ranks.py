@@ -35,7 +35,8 @@ from provider.parallel import ManyProcesses, joined
 from shared.batches import Sampler, Windows
 from shared.device import keep_freed_memory, make_deterministic
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import train_step, trained_parameters
 
 SIZES = replace(PRESETS["laptop"], n_layers=4, width=256, n_heads=4, ffn_width=1024, vocab_size=4096)

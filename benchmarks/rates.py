@@ -25,10 +25,12 @@ from provider.clustering import fit_centroids, order_part, write_shard
 from provider.corpus import CorpusFile, read_documents, train_tokenizer
 from shared.batches import Sampler, Windows, pack_rows
 from shared.device import choose_device, keep_freed_memory
-from shared.embedding import embed_texts, find_embedder_files, load_embedder
+from shared.embedder import find_embedder_files
+from shared.embedding import embed_texts, load_embedder
 from shared.pieces import build_tokenizer
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import EOS_ID, PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import EOS_ID, build_slm
 from shared.tokenizer import decode_window, encode_document
 from shared.training import train_step, trained_parameters
 

@@ -29,9 +29,10 @@ from provider.costs import (
     step_terms,
 )
 from provider.recipe import read_recipe
-from shared.embedding import BATCH_PIECES, SUB_WINDOW_PIECES, WIDTH
+from shared.embedder import SUB_WINDOW_PIECES, WIDTH
+from shared.embedding import BATCH_PIECES
 from shared.embedding import CONFIG as EMBEDDER
-from shared.slm import PRESETS, SlmConfig
+from shared.sizes import PRESETS, SlmConfig
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs/scaling.md"

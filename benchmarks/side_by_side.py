@@ -23,6 +23,8 @@ import torch
 Figures = dict[str, Any]
 System = Callable[[argparse.Namespace], Figures]
 STATUS = Path("/proc/self/status")
+DEVICE: tuple[str, dict[str, Any]] = ("--device", {"default": "cpu", "help": "cpu or cuda (cpu)"})
+"""The option of a table whose systems can run elsewhere."""
 
 
 class NotInstalled(Exception):
@@ -53,6 +55,12 @@ def options_of(doc: str, *arguments: tuple[str, dict[str, Any]], rounds: int = 5
     if options.toy:
         options.rounds = 1
     return options
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once a GPU has done all that it was asked: a clock is read after this."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def require(module: str, package: str) -> None:

@@ -20,7 +20,8 @@ from side_by_side import Compare, Figures, forget_peak, options_of, peak_bytes, 
 from shared.batches import Sampler, Windows
 from shared.device import keep_freed_memory, make_deterministic
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import EOS_ID, PRESETS, SlmConfig, build_slm, count_parameters
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import EOS_ID, build_slm, count_parameters
 from shared.training import train_step, trained_parameters
 
 

@@ -84,7 +84,7 @@ def fields_table(kind: type[Any], left_out: tuple[str, ...] = (), required: str 
 def recipe_block() -> str:
     """Return every table of a recipe with its fields."""
     from provider import recipe
-    from shared.slm import PRESETS, SlmConfig
+    from shared.sizes import PRESETS, SlmConfig
     from shared.training import TrainConfig
 
     sections: dict[str, type[Any]] = {

@@ -30,14 +30,16 @@ from owner.report.recording import (
     software,
     uncertainty,
 )
-from owner.report.sampling import sample
-from owner.report.writing import write_report
-from owner.training.adapting import Replay, adapt, check_pack, check_teacher, finetune_teacher
+from owner.report.sampling import sample, sample_finished
+from owner.report.writing import add_samples, write_report
+from owner.training.adapting import Replay, adapt, finetune_teacher
 from owner.training.finetuning import FinetuneConfig
+from owner.training.matching import check_pack, check_teacher
 from owner.training.replaying import ReplayConfig
 from owner.training.saving import REPORT_FILE, publish_result, stage_model
 from owner.training.unfinished import check_space, discard_work, finished_report, open_work
-from owner.trust.opening import open_tokenizer, open_trusted
+from owner.trust.carried import open_tokenizer
+from owner.trust.opening import open_trusted
 from owner.trust.vouching import read_trust
 from shared.bundle import Bundle
 from shared.device import choose_device
@@ -109,7 +111,8 @@ def specialize(
     """Turn a signed bundle and private documents into `out/model/`, `out/report.json` and `out/report.html`.
 
     Paper §2.5, §4.3. Returns the report. Killed at any moment, the same call finishes the job; on CPU
-    the model is then bit for bit that of an undisturbed run. Until the last rename everything lies in a
+    the model is then bit for bit that of an undisturbed run. A finished run only gets samples added, where
+    they are asked for and missing. Until the last rename everything lies in a
     folder beside `out` that only its owner can read, and that is removed at the end.
     Raises BundleError, SignatureError, DocumentsError, PlanearlyError, OSError; no `out` is left then.
     """
@@ -158,8 +161,18 @@ def specialize(
             + (f" (see {REPORT_FILE})" if n_skipped else "")
         )
         run = _run_digest([bundle, pack, teacher_bundle], private, config, device)
+
+        def finished() -> dict[str, Any]:
+            report = finished_report(out, run, work, say)
+            if config.with_samples and report["samples"] is None:
+                with clock.stage("samples"):
+                    samples = sample_finished(out, report, bundle, split, tokenizer)
+                report = add_samples(out, report, samples)
+                say("samples      added to its report, which shows private text from now on")
+            return report
+
         if out.exists():
-            return finished_report(out, run, work, say)
+            return finished()
         canaries = draw_canaries(config.canaries, manifest.model.vocab_size, finetune.seed)
         planted = plant_canaries(split, canaries)
         plan = None
@@ -170,7 +183,7 @@ def specialize(
         make_folder(work, 0o700)
         stack.enter_context(locked(work))
         if out.exists():  # finished by another process meanwhile
-            return finished_report(out, run, work, say)
+            return finished()
         open_work(work, run, say)
         epsilon = plan.epsilon_selection if plan else 0.0
         with clock.stage("select"):

@@ -73,7 +73,7 @@ class Row:
 def draw_atlas(bundle: Bundle) -> str:
     """Return the page of a verified bundle of any kind."""
     manifest = bundle.manifest
-    centroids_KW, counts_K = bundle.tensor(CENTROIDS).numpy(), bundle.tensor(COUNTS).numpy()
+    centroids_KW, counts_K = bundle.array(CENTROIDS), bundle.array(COUNTS)
     own = [None if loss is None else perplexity(loss) for loss in heldout_losses(manifest)]
     system = manifest.comparison[0] if manifest.comparison else ""
     compared = [

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from shared.clusters import assign_clusters
-from shared.embedding import WIDTH, Embedder, embed_texts
+from shared.embedder import WIDTH
+from shared.embedding import Embedder, embed_texts
 from shared.files import remove, write_atomic
 from shared.tokenizer import decode_window
 from shared.training import Say

@@ -107,8 +107,8 @@ def _changed_tensors(old: Bundle, new: Bundle) -> dict[str, Any]:
 
 def _compared_clusters(old: Bundle, new: Bundle) -> dict[str, Any]:
     """Return each new cluster beside the nearest old one, and the old ones that are nearest to none."""
-    centroids_KW, others_KW = (bundle.tensor(CENTROIDS).numpy() for bundle in (new, old))
-    counts_K, other_counts_K = (bundle.tensor(COUNTS).tolist() for bundle in (new, old))
+    centroids_KW, others_KW = (bundle.array(CENTROIDS) for bundle in (new, old))
+    counts_K, other_counts_K = (bundle.array(COUNTS).tolist() for bundle in (new, old))
     losses, other_losses = (heldout_losses(bundle.manifest) for bundle in (new, old))
     nearest_K = assign_clusters(centroids_KW, others_KW).tolist()
     moved_K = np.linalg.norm(centroids_KW - others_KW[nearest_K], axis=1)

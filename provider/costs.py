@@ -9,7 +9,7 @@ checkpoints, and the expert vectors and mixing matrices, which are thousandths o
 import math
 from dataclasses import dataclass
 
-from shared.slm import SlmConfig
+from shared.sizes import SlmConfig
 
 TRAFFIC = {
     ("starcoder2", True): (456, 22, 67, 50),

@@ -20,7 +20,8 @@ from provider.corpus import CorpusFile, read_documents, train_tokenizer
 from provider.costs import Machine
 from provider.recipe import Recipe
 from shared.device import choose_device, has_bf16
-from shared.embedding import WIDTH, embed_texts, find_embedder_files, load_embedder
+from shared.embedder import WIDTH, find_embedder_files
+from shared.embedding import embed_texts, load_embedder
 from shared.errors import DocumentsError
 from shared.pieces import build_tokenizer
 from shared.tokenizer import decode_window, encode_document

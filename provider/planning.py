@@ -30,7 +30,7 @@ from provider.stages import DONE, Stage, find_stage
 from provider.tracking import METRICS_FILE, read_step
 from shared.checkpoints import KEPT
 from shared.device import choose_device
-from shared.embedding import WIDTH
+from shared.embedder import WIDTH
 from shared.progress import amount, duration
 
 MEASURED, RECORDED, MODELLED = (0.5, 2.0), (0.8, 1.25), (1.0, 4.0)

@@ -28,7 +28,8 @@ from provider.executors import IN_PROCESS, Executor, run_tasks
 from provider.recipe import ClusteringConfig, Recipe
 from provider.stages import Stage, run_stage, tell
 from shared.device import choose_device
-from shared.embedding import WEIGHTS_SHA256, find_embedder_files, load_embedder
+from shared.embedder import WEIGHTS_SHA256, find_embedder_files
+from shared.embedding import load_embedder
 from shared.errors import DocumentsError
 from shared.files import write_atomic, write_json
 from shared.pieces import build_tokenizer, read_pieces, write_pieces

@@ -28,6 +28,7 @@ from shared.errors import DocumentsError, RecipeError
 from shared.files import write_json
 from shared.importance import describe_resampling
 from shared.losses import HeldoutLoss, Network
+from shared.progress import stage
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.ranks import ONE_PROCESS, Ranks
 from shared.slm import build_slm
@@ -40,14 +41,23 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def load_windows(folder: Path, split: str, n_clusters: int, only: int | None = None) -> Windows:
     """Open one split's shards, mmapped: of all clusters, in their order, or of one."""
     clusters = range(n_clusters) if only is None else [only]
-    lengths = [np.load(folder / f"{split}-{cluster:05}-lengths.npy") for cluster in clusters]
+    lengths = [np.load(folder / f"{split}-{cluster:05}-lengths.npy", mmap_mode="r") for cluster in clusters]
     counts = [len(part) for part in lengths]
+    # 16 bytes a window, each written once: a corpus of C4's size has several GB of them.
+    length, start = np.empty(sum(counts), np.int32), np.empty(sum(counts), np.int64)
+    end = 0
+    for part in lengths:
+        here = slice(end, end := end + len(part))
+        length[here] = part
+        np.cumsum(part, dtype=np.int64, out=start[here])
+        start[here] -= part
+    stream = np.repeat(np.arange(len(clusters), dtype=np.int32), counts)
     return Windows(
         [np.load(folder / f"{split}-{cluster:05}.npy", mmap_mode="r") for cluster in clusters],
-        stream=np.repeat(np.arange(len(clusters), dtype=np.int32), counts),
-        start=np.concatenate([np.cumsum(part, dtype=np.int64) - part for part in lengths]),
-        length=np.concatenate(lengths),
-        cluster=np.repeat(np.asarray(clusters, np.int32), counts),
+        stream,
+        start,
+        length,
+        cluster=stream if only is None else np.full_like(stream, only),
     )
 
 
@@ -201,15 +211,16 @@ def _pretrain_experts(
         part = _expert_folder(folder, cluster)
         if (part / WEIGHTS_FILE).exists():
             continue
-        one = _pretrain_one(
-            "slm",
-            replace(recipe, pretraining=config),
-            load_windows(windows, "train", n_clusters, cluster),
-            load_windows(windows, "heldout", n_clusters, cluster),
-            part,
-            device_name,
-            partial(_say_expert, say, cluster, n_clusters),
-        )
+        with stage(f"expert {cluster}/{n_clusters}"):
+            one = _pretrain_one(
+                "slm",
+                replace(recipe, pretraining=config),
+                load_windows(windows, "train", n_clusters, cluster),
+                load_windows(windows, "heldout", n_clusters, cluster),
+                part,
+                device_name,
+                partial(_say_expert, say, cluster, n_clusters),
+            )
         record = {
             "nats": one.loss.nats.get(cluster, 0.0),
             "heldout_tokens": one.loss.tokens.get(cluster, 0),

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from provider.bundling import write_bundle
 from provider.pretraining import WEIGHTS_FILE
 from provider.recipe import Recipe
 from provider.signing import SigningKey
 from shared.batches import Windows, all_microbatches
-from shared.bundle import open_bundle, write_bundle
+from shared.bundle import open_bundle
 from shared.checkpoints import load_checkpoint
-from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH, find_embedder_files
+from shared.embedder import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH, find_embedder_files
 from shared.errors import BundleError
 from shared.files import locked, remove, rename, write_atomic
 from shared.losses import evaluate

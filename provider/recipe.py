@@ -16,7 +16,7 @@ from shared.manifest import (
     MODEL_KINDS,
 )
 from shared.names import MAX_VERSION, NAME_PATTERN
-from shared.slm import PRESETS, SlmConfig
+from shared.sizes import PRESETS, SlmConfig
 from shared.training import TrainConfig
 
 MAX_SEED = 2**32 - 1

@@ -7,6 +7,7 @@ Attention never crosses from one window of a row to the next: positions start ag
 which transformers builds a block-diagonal mask.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,7 +74,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows: row r holds `windows[bounds[r] : bounds[r + 1]]`, all of `cluster[r]`."""
+    """Packed rows, by cluster: row r holds `windows[bounds[r] : bounds[r + 1]]`, all of `cluster[r]`."""
 
     windows: np.ndarray
     bounds: np.ndarray
@@ -104,34 +105,65 @@ class Microbatch:
 def pack_rows(windows: Windows, context_tokens: int) -> Rows:
     """Pack windows into rows of at most context_tokens tokens: first fit over a few open rows.
 
-    Deterministic; longest windows first, in corpus order among equals. Cost: O(windows * OPEN_ROWS).
+    Deterministic; longest windows first, in corpus order among equals. Cost: sorting each cluster's windows
+    by length, then O(context_tokens * OPEN_ROWS) for each cluster.
     """
-    rows: list[list[int]] = []
-    owners: list[int] = []
-    order = np.lexsort((np.arange(len(windows)), -windows.length, windows.cluster))
+    if (windows.cluster[1:] < windows.cluster[:-1]).any():
+        order = np.argsort(windows.cluster, kind="stable")
+        rows = pack_rows(windows.take(order), context_tokens)
+        return Rows(order[rows.windows].astype(rows.windows.dtype), rows.bounds, rows.cluster)
+    # Every training process holds this: 4 bytes a window and 8 a row, for up to 2 billion windows.
+    kind = np.int32 if len(windows) <= np.iinfo(np.int32).max else np.int64
+    packed = np.empty(len(windows), kind)
+    bounds, owners = [np.zeros(1, kind)], [np.zeros(0, np.int32)]
+    for first, end in _runs(windows.cluster):
+        order, counts = _pack_cluster(windows.length[first:end], context_tokens)
+        packed[first:end] = first + order
+        bounds.append((first + np.cumsum(counts)).astype(kind))
+        owners.append(np.full(len(counts), windows.cluster[first], np.int32))
+    return Rows(packed, np.concatenate(bounds), np.concatenate(owners))
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """Return (first, end) of each run of equal values."""
+    changes = (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
+    return list(itertools.pairwise([0, *changes, len(values)])) if len(values) else []
+
+
+def _pack_cluster(length_N: np.ndarray, context_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one cluster's windows in the order of its rows, (n,) int64, and how many each row holds.
+
+    Windows of one length follow one another: as many as fit go into each open row in turn, the rest into new
+    rows, all at once.
+    """
+    shortfall = (context_tokens - length_N).astype(np.min_scalar_type(context_tokens))  # 16 bits: radix sort
+    longest_first = np.argsort(shortfall, kind="stable")
     open_rows: list[tuple[int, int]] = []
-    current = -1
-    for window in order.tolist():
-        cluster, length = int(windows.cluster[window]), int(windows.length[window])
-        if cluster != current:
-            open_rows, current = [], cluster
+    taking, taken = [], []
+    n_rows = 0
+    for short, left in enumerate(np.bincount(shortfall).tolist()):
+        length = context_tokens - short
         for place, (row, room) in enumerate(open_rows):
-            if length <= room:
-                rows[row].append(window)
-                open_rows[place] = (row, room - length)
-                break
-        else:
-            rows.append([window])
-            owners.append(cluster)
+            fits = min(left, room // length)
+            if fits:
+                open_rows[place] = (row, room - fits * length)
+                taking.append(np.asarray([row]))
+                taken.append(np.asarray([fits]))
+                left -= fits
+        if left:
+            each = context_tokens // length
+            new = np.arange(n_rows, n_rows + -(-left // each))
+            counts = np.full(len(new), each)
+            counts[-1] = left - each * (len(new) - 1)
+            taking.append(new)
+            taken.append(counts)
+            n_rows += len(new)
             if length < context_tokens:
-                open_rows.append((len(rows) - 1, context_tokens - length))
-                open_rows = open_rows[-OPEN_ROWS:]
-    lengths = np.asarray([len(row) for row in rows], np.int64)
-    return Rows(
-        windows=np.asarray([window for row in rows for window in row], np.int64),
-        bounds=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        cluster=np.asarray(owners, np.int32),
-    )
+                rooms = context_tokens - length * counts[-OPEN_ROWS:]
+                newest = zip(new[-OPEN_ROWS:].tolist(), rooms.tolist(), strict=True)
+                open_rows = [*open_rows, *newest][-OPEN_ROWS:]
+    row_N = np.repeat(np.concatenate(taking), np.concatenate(taken))
+    return longest_first[np.argsort(row_N, kind="stable")], np.bincount(row_N)
 
 
 def collate(
@@ -197,9 +229,11 @@ class Sampler:
         self.seed = seed
         self.mixed_fraction = mixed_fraction
         # Rows lie in cluster order, as pack_rows left them.
-        clusters, firsts = np.unique(self.rows.cluster, return_index=True)
-        ranges = zip(clusters.tolist(), firsts, [*firsts[1:], len(self.rows)], strict=True)
-        self._by_cluster = {cluster: np.arange(first, end) for cluster, first, end in ranges}
+        kind = self.rows.bounds.dtype
+        self._by_cluster = {
+            int(self.rows.cluster[first]): np.arange(first, end, dtype=kind)
+            for first, end in _runs(self.rows.cluster)
+        }
         self._blocks = {c: -(-len(rows) // rows_per_microbatch) for c, rows in self._by_cluster.items()}
         self._quota = self._blocks if weights is None else _apportion(self._by_cluster, weights)
         self._n_blocks = sum(self._quota.values())
@@ -267,7 +301,6 @@ def _apportion(by_cluster: dict[int, np.ndarray], weights: np.ndarray) -> dict[i
 def all_microbatches(windows: Windows, context_tokens: int, rows_per_microbatch: int) -> Iterator[Microbatch]:
     """Yield every window once, packed, in cluster order: for held-out losses."""
     rows = pack_rows(windows, context_tokens)
-    for cluster in np.unique(rows.cluster):
-        chosen = np.flatnonzero(rows.cluster == cluster)
-        for start in range(0, len(chosen), rows_per_microbatch):
-            yield collate(windows, rows, chosen[start : start + rows_per_microbatch].tolist())
+    for first, end in _runs(rows.cluster):
+        for start in range(first, end, rows_per_microbatch):
+            yield collate(windows, rows, range(start, min(start + rows_per_microbatch, end)))

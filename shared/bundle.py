@@ -15,20 +15,17 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from shared.contents import RULED, Values, check_tensors, expected_tensors, is_finite, lay_out
+from shared.contents import Values, check_tensors, expected_tensors
 from shared.envelope import MEDIA_TYPE, header_bytes, parse_envelope, parse_header
 from shared.errors import BundleError, SignatureError, UnknownKeyError
-from shared.files import write_atomic
-from shared.manifest import DTYPES, FORMAT, Manifest, TensorEntry, parse_manifest
-from shared.signature import PublicKey, Signer, pae
-from shared.strict_json import Malformed, canonical_json, quote
+from shared.manifest import DTYPES, Manifest, TensorEntry, parse_manifest
+from shared.signature import PublicKey, pae
+from shared.strict_json import Malformed, quote
 
-__all__ = ["Bundle", "Manifest", "expected_tensors", "open_bundle", "write_bundle"]
+__all__ = ["Bundle", "Manifest", "expected_tensors", "open_bundle"]
 
 MAX_HEADER_BYTES = 4 << 20
 STEPS = (
@@ -51,14 +48,13 @@ MAX_THREADS = 4
 """Tensors verified at a time, at most: each has a digest of its own, and hashlib and numpy let other threads
 run. Ours."""
 
-Source = torch.Tensor | Callable[[], torch.Tensor]
 Progress = Callable[[int, int], None]
-Take = Callable[[torch.Tensor, int], None]
-"""(part of a tensor, flat and as stored; the position of its first element)."""
+Take = Callable[[np.ndarray, int], None]
+"""(part of a tensor, flat and typed as in DTYPES; the position of its first element)."""
 
 
 @contextlib.contextmanager
-def _step(path: Path, step: str) -> Iterator[None]:
+def step(path: Path, step: str) -> Iterator[None]:
     try:
         yield
     except Malformed as problem:
@@ -96,22 +92,22 @@ class Bundle:
         """Close the file; tensors already read stay valid."""
         self._file.close()
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor into memory of its own, as stored, its digest and values checked.
+    def array(self, name: str) -> np.ndarray:
+        """Read one tensor into memory of its own, its digest and values checked; bfloat16 as its bits.
 
         Raises BundleError when there is none of that name, or it is not what was signed.
         """
         entry = self._entry(name)
         room = np.empty(entry.end - entry.start, np.uint8)
         self._check(name, lambda start, end: room.data[start:end])
-        return torch.frombuffer(room, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        return room.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
     def file(self, name: str) -> bytes:
         """Return a carried file's verified bytes by its plain name, as `tokenizer.json`."""
-        return self.tensor(f"files.{name}").numpy().tobytes()
+        return self.array(f"files.{name}").tobytes()
 
     def verify_all(self, progress: Progress | None = None) -> None:
-        """Check every tensor as `tensor` does, some at a time, in CHUNK_BYTES of memory for each.
+        """Check every tensor as `array` does, some at a time, in CHUNK_BYTES of memory for each.
 
         `progress` is called after each, in file order, with the bytes checked so far and their total; the
         error of the first in file order is raised.
@@ -154,7 +150,7 @@ class Bundle:
         dtype = DTYPES[entry.dtype]
 
         def took(part: memoryview, start: int) -> None:
-            take(torch.frombuffer(part, dtype=dtype), start // dtype.itemsize)
+            take(np.frombuffer(part, dtype), start // dtype.itemsize)
 
         self._check(name, lambda start, end: scratch[: end - start], took)
 
@@ -180,7 +176,7 @@ class Bundle:
                 f"{self.path}: digest: tensor {name} is not what was signed",
                 hint="the file was damaged or changed; get it again",
             )
-        with _step(self.path, "values"):
+        with step(self.path, "values"):
             values.check()
 
     def _fill(self, part: memoryview, offset: int) -> None:
@@ -203,14 +199,14 @@ def open_bundle(path: Path, trusted: Collection[PublicKey]) -> Bundle:
     file, size = _open(path)
     try:
         header = _read_header(path, file, size)
-        with _step(path, "header"):
+        with step(path, "header"):
             envelope = parse_header(header)
-        with _step(path, "envelope"):
+        with step(path, "envelope"):
             payload, key_id, signature = parse_envelope(envelope)
-        _verify(path, payload, key_id, signature, trusted)
-        with _step(path, "manifest"):
+        check_signature(path, payload, key_id, signature, trusted)
+        with step(path, "manifest"):
             manifest = parse_manifest(payload)
-        with _step(path, "tensors"):
+        with step(path, "tensors"):
             check_tensors(manifest)
         if header_bytes(manifest, payload, key_id, signature) != header:
             raise BundleError(f"{path}: rebuilt header: differs from the file's header")
@@ -226,7 +222,7 @@ def open_bundle(path: Path, trusted: Collection[PublicKey]) -> Bundle:
         raise
 
 
-def _ignore(part: torch.Tensor, position: int) -> None:
+def _ignore(part: np.ndarray, position: int) -> None:
     """Take a part of a tensor that is only verified."""
 
 
@@ -268,7 +264,7 @@ def _read_header(path: Path, file: io.FileIO, size: int) -> bytes:
     return header
 
 
-def _verify(
+def check_signature(
     path: Path, payload: bytes, key_id: str, signature: bytes, trusted: Collection[PublicKey]
 ) -> None:
     keys = [key for key in trusted if key.key_id == key_id]
@@ -280,75 +276,3 @@ def _verify(
             f"{path}: signature: key {key_id} did not sign this manifest",
             hint="the file was damaged or changed; get it again",
         )
-
-
-def _load(source: Source) -> torch.Tensor:
-    tensor = source if isinstance(source, torch.Tensor) else source()
-    return tensor.detach().cpu().contiguous()
-
-
-def _parts(tensor: torch.Tensor) -> Iterator[memoryview]:
-    raw = tensor.reshape(-1).view(torch.uint8).numpy().data
-    for at in range(0, len(raw), CHUNK_BYTES):
-        yield raw[at : at + CHUNK_BYTES]
-
-
-def _describe(path: Path, name: str, source: Source) -> dict[str, Any]:
-    """Return a tensor's manifest entry but its offsets; NaN and infinities are refused."""
-    tensor = _load(source)
-    types = {dtype: key for key, dtype in DTYPES.items()}
-    if tensor.dtype not in types:
-        raise BundleError(f"{path}: tensors: {name} is {tensor.dtype}, expected {', '.join(DTYPES)}")
-    dtype = types[tensor.dtype]
-    digest, finite = hashlib.sha256(), True
-    for part in _parts(tensor):
-        digest.update(part)
-        finite = finite and is_finite(part, dtype)
-    if not finite:
-        raise BundleError(f"{path}: values: tensor {name} holds NaN or an infinity")
-    return {"dtype": dtype, "shape": list(tensor.shape), "sha256": digest.hexdigest()}
-
-
-def write_bundle(path: Path, manifest: dict[str, Any], tensors: Mapping[str, Source], key: Signer) -> None:
-    """Sign and write a bundle, atomically; the same input gives the same bytes.
-
-    `manifest` is without `format` and `tensors`, which are filled in; it must pass the reader's own rules
-    before anything is written. A tensor may be given as a function that makes it: it is called twice, once
-    to hash and once to write, and one tensor at a time is in memory. Raises BundleError, naming the rule;
-    OSError when the disk does. Nothing is left behind then, and an older file of that name stays.
-    """
-    path = Path(path)
-    if reserved := {"format", "tensors"} & set(manifest):
-        raise BundleError(f"{path}: manifest: {', '.join(sorted(reserved))} is filled in, not given")
-    entries = {name: _describe(path, name, source) for name, source in sorted(tensors.items())}
-    layout = lay_out({name: (entry["dtype"], entry["shape"]) for name, entry in entries.items()})
-    for name, offsets in layout.items():
-        entries[name]["offsets"] = list(offsets)
-    with _step(path, "manifest"):
-        payload = canonical_json({**manifest, "format": FORMAT, "tensors": entries})
-        parsed = parse_manifest(payload)
-    with _step(path, "tensors"):
-        check_tensors(parsed)
-    with _step(path, "values"):
-        for name in sorted(set(RULED) & set(tensors)):
-            values = Values(name, parsed.tensors[name], parsed)
-            for part in _parts(_load(tensors[name])):
-                values.add(part)
-            values.check()
-    public, signature = key.public_key, key.sign(pae(MEDIA_TYPE, payload))
-    _verify(path, payload, public.key_id, signature, [public])
-    header = header_bytes(parsed, payload, public.key_id, signature)
-    if len(header) > MAX_HEADER_BYTES:
-        raise BundleError(
-            f"{path}: header size: {len(header)} bytes, expected at most {MAX_HEADER_BYTES}",
-            hint="fewer tensors, or a shorter training record",
-        )
-    with write_atomic(path) as out:
-        out.write(struct.pack("<Q", len(header)) + header)
-        for name in layout:
-            digest = hashlib.sha256()
-            for part in _parts(_load(tensors[name])):
-                digest.update(part)
-                out.write(part)
-            if digest.hexdigest() != parsed.tensors[name].sha256:
-                raise BundleError(f"{path}: digest: tensor {name} changed while it was written")

@@ -47,7 +47,7 @@ def escape(text: str) -> str:
 def make_card(bundle: Bundle) -> str:
     """Return the card of a verified bundle; reads nothing but its manifest and its generic histogram."""
     manifest = bundle.manifest
-    counts_K = bundle.tensor(COUNTS).tolist()
+    counts_K = bundle.array(COUNTS).tolist()
     parts = [*_front_matter(manifest), f"# {manifest.name} version {manifest.version}", ""]
     parts += [f"This is {KINDS[manifest.kind]}. License of the weights: {escape(manifest.license)}", ""]
     parts += ["## Sizes", "", *_table(("what", "how much"), _sizes(bundle)), ""]

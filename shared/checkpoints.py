@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shared.errors import CheckpointError
 from shared.files import remove, write_atomic
-from shared.manifest import DTYPES
+from shared.tensors import NAMES
 
 RECORD, DIGEST = "planearly-checkpoint", "sha256"
 DIGEST_BYTES = 32
@@ -70,12 +70,11 @@ def _parts(
 ) -> Iterator[Any]:
     """Yield the bytes of a safetensors file, all but those of its digest."""
     ordered = file_order(tensors)
-    types = {dtype: name for name, dtype in DTYPES.items()}
     entries: dict[str, Any] = {"__metadata__": {RECORD: json.dumps(record)}}
     end = 0
     for name in ordered:
         start, end = end, end + tensors[name].nbytes
-        dtype, shape = types[tensors[name].dtype], list(tensors[name].shape)
+        dtype, shape = NAMES[tensors[name].dtype], list(tensors[name].shape)
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     entries[DIGEST] = {"dtype": "U8", "shape": [DIGEST_BYTES], "data_offsets": [end, end + DIGEST_BYTES]}
     header = json.dumps(entries).encode()

@@ -1,18 +1,16 @@
 """Which tensors a bundle must hold, and where: derived from its manifest, never read from the file.
 
-docs/bundle-format.md §7. Shapes come from the stock model on the meta device: nothing is allocated.
+docs/bundle-format.md §7. Shapes follow from the sizes (shared/sizes.py); no model is built for them.
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from shared.manifest import DTYPES, MAX_TENSORS, Manifest, TensorEntry
-from shared.slm import SlmConfig, build_slm
+from shared.sizes import linear_names, parameter_shapes
 from shared.strict_json import Malformed, quote
 
 WEIGHT_DTYPES = ("F32", "BF16", "F16")
@@ -34,29 +32,16 @@ class Expected(NamedTuple):
     limit: int = 0
 
 
-@functools.lru_cache(maxsize=16)
-def model_shapes(config: SlmConfig) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Return a stock model's parameter shapes, and its `nn.Linear` modules that own their weight."""
-    model = build_slm(config, "meta")
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    linears = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in shapes
-    ]
-    return shapes, linears
-
-
 def expected_tensors(manifest: Manifest) -> dict[str, Expected]:
     """Return exactly the tensors that a bundle of this manifest holds (§7), without allocating any.
 
     Raises Malformed when the model has no such linear layers, or when there would be over MAX_TENSORS,
     before their names are made.
     """
-    shapes, linears = model_shapes(manifest.model)
+    shapes = parameter_shapes(manifest.model)
     if manifest.kind == "pn":
         named = frozenset(manifest.linears)
-        chosen = [name for name in linears if name in named]
+        chosen = [name for name in linear_names(manifest.model) if name in named]
         if not chosen or list(manifest.linears) != chosen:
             raise Malformed(
                 f"projection.linears is {quote(manifest.linears)}, expected names of the model's"
@@ -177,15 +162,16 @@ class Values:
         self._name, self._dtype, self._manifest = name, entry.dtype, manifest
         self._finite, self._low, self._high, self._total = True, math.inf, -math.inf, 0
         self._seen, self._width = 0, entry.shape[-1]
-        self._squares = torch.zeros(entry.shape[0] if name == CENTROIDS else 0, dtype=torch.float64)
+        self._squares = np.zeros(entry.shape[0] if name == CENTROIDS else 0)
 
     def add(self, part: memoryview) -> None:
         """Look at the next elements; `check` judges them."""
         self._finite = self._finite and is_finite(part, self._dtype)
         if self._name == CENTROIDS:
-            squares = torch.frombuffer(part, dtype=torch.float32).double().square()
-            rows = torch.arange(self._seen, self._seen + len(squares)) // self._width
-            self._squares.index_add_(0, rows, squares)
+            with np.errstate(invalid="ignore"):  # NaN is refused by its bits
+                squares = np.square(np.frombuffer(part, np.float32), dtype=np.float64)
+            rows = np.arange(self._seen, self._seen + len(squares)) // self._width
+            self._squares += np.bincount(rows, squares, len(self._squares))
             self._seen += len(squares)
         elif self._name in RULED:
             values: Any = np.frombuffer(part, np.uint16 if self._dtype == "U16" else np.int64)

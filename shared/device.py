@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -42,7 +43,12 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed torch and ask for deterministic kernels; on CPU a run then repeats bit for bit."""
+    """Seed torch and ask for deterministic kernels; on CPU a run then repeats bit for bit.
+
+    CUDA's products ask for a workspace of fixed size, before the first of them; without it torch warns in the
+    middle of a run. Source: cuBLAS manual, "Results Reproducibility".
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 

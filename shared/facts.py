@@ -7,8 +7,8 @@ of them here is checked here, and is absent if it is of another form.
 import math
 from typing import Any
 
-from shared.contents import model_shapes
 from shared.manifest import Manifest
+from shared.sizes import parameter_shapes
 
 MOST_NATS = 30.0
 """A held-out loss above it is shown as this: exp() of it has 13 digits. Ours."""
@@ -21,8 +21,7 @@ def perplexity(nats: float) -> float:
 
 def model_parameters(manifest: Manifest) -> int:
     """Return the parameters of the model that an owner gets, each tied one once."""
-    shapes, _ = model_shapes(manifest.model)
-    return sum(math.prod(shape) for shape in shapes.values())
+    return sum(math.prod(shape) for shape in parameter_shapes(manifest.model).values())
 
 
 def stored_parameters(manifest: Manifest, system: str = "") -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from shared.progress import Moment, amount, duration, listening
+from shared.progress import Moment, describe, listening
 
 DRAW_EVERY_S = 0.1
 BAR_COLUMNS = 20
@@ -40,33 +40,22 @@ def live_line(party: str) -> Iterator[None]:
             while drawn:
                 progress.remove_task(drawn.pop())
             progress.refresh()
+            drawn_s = 0.0  # what comes next is seen at once, and may show itself only once
             return
         if time.monotonic() - drawn_s < DRAW_EVERY_S:
             return
+        text = describe(moment, is_short=True)
         if not drawn:
-            drawn.append(progress.add_task("", text=""))
+            drawn.append(progress.add_task(moment.stage, total=moment.total, text=text))
         progress.update(
             drawn[0],
             description=moment.stage,
             total=moment.total,
             completed=moment.done,
-            text=describe(moment),
+            text=text,
             refresh=True,
         )
         drawn_s = time.monotonic()
 
     with progress, listening(draw, is_live=True):
         yield
-
-
-def describe(moment: Moment) -> str:
-    """Return a moment's figures in words, the time left last."""
-    done, total, unit = moment.done, moment.total, moment.unit
-    if unit == "bytes":
-        counted = amount(done) + ("" if total is None else f" of {amount(total)}")
-    elif unit == "steps":
-        counted = f"step {done}" + ("" if total is None else f"/{total}")
-    else:
-        counted = (f"{done:,}" if total is None else f"{done:,} of {total:,}") + f" {unit}"
-    left = "" if moment.left_s is None else f"{duration(moment.left_s)} left"
-    return " · ".join(filter(None, (counted, moment.figures, left)))

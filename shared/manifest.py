@@ -9,13 +9,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
-from shared.embedding import NAME, SUB_WINDOW_PIECES, WIDTH
+from shared.embedder import NAME, SUB_WINDOW_PIECES, WIDTH
 from shared.errors import PlanearlyError
 from shared.names import MAX_VERSION, NAME_PATTERN, SHA256_PATTERN, check_time
-from shared.optimizers import OPTIMIZERS
-from shared.slm import SlmConfig
+from shared.sizes import SlmConfig
 from shared.strict_json import (
     MAX_INTEGER,
     Malformed,
@@ -68,15 +67,20 @@ MODEL_KINDS = ("pn", "mix", "slm")
 KINDS = (*MODEL_KINDS, "replay")
 """What a bundle holds: models, or windows of the generic corpus to continue pretraining on."""
 COMPARISONS = ("slm",)
-DTYPES: dict[str, torch.dtype] = {
-    "I64": torch.int64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
+OPTIMIZERS = ("adam", "muon")
+"""What may have moved the weights; shared/optimizers.py has them."""
+DTYPES: dict[str, np.dtype[Any]] = {
+    "I64": np.dtype(np.int64),
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
 }
-"""Types by their safetensors name, in the order in which tensors lie in a file."""
+"""Types by their safetensors name, in the order in which tensors lie in a file, as numpy has them.
+
+numpy has no bfloat16: those are its bits. shared/tensors.py makes them torch's.
+"""
 
 MAX_TENSORS = 16_384
 MAX_REPLAY_TOKENS = 2**34
@@ -140,7 +144,7 @@ class Manifest:
     n_clusters: int
     corpus_windows: int
     optimizer: str
-    """What moved the weights, one of shared.optimizers.OPTIMIZERS; adam where the record is silent."""
+    """What moved the weights, one of OPTIMIZERS; adam where the record is silent."""
     replay_tokens: int
     """0 unless kind is replay."""
     replay_windows: int

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from shared.bundle import Bundle, Take
+from shared.bundle import Bundle
 from shared.projection import COMPUTE_DTYPE
 from shared.slm import build_slm
+from shared.tensors import TakeTensor, read_tensor, read_tensors
 
 
-def _copier(weight: Tensor) -> Take:
+def _copier(weight: Tensor) -> TakeTensor:
     """Return what puts a tensor's parts into a float32 weight."""
     flat = weight.view(-1)
 
@@ -19,7 +20,7 @@ def _copier(weight: Tensor) -> Take:
     return take
 
 
-def _projector(weight_OI: Tensor, vector_M: Tensor, mixing_MH: Tensor) -> Take:
+def _projector(weight_OI: Tensor, vector_M: Tensor, mixing_MH: Tensor) -> TakeTensor:
     """Return what adds a bank's parts to one expert's weight: W_oi = sum_h coefficient_h T_hoi.
 
     A bank's parts come slice after slice, T_0 first. Each is in the processor's cache as it is hashed, so
@@ -58,10 +59,10 @@ def _empty(bundle: Bundle) -> PreTrainedModel:
 
 
 def _finish(
-    model: PreTrainedModel, bundle: Bundle, weights: dict[str, Tensor], takers: dict[str, Take]
+    model: PreTrainedModel, bundle: Bundle, weights: dict[str, Tensor], takers: dict[str, TakeTensor]
 ) -> PreTrainedModel:
     """Read what the weights are made of, and only then put them into the model."""
-    bundle.read_parts(takers)
+    read_tensors(bundle, takers)
     for name, weight in weights.items():
         _fill(model, name, weight)
     model.tie_weights()
@@ -72,7 +73,7 @@ def _finish(
 
 def mix_experts(bundle: Bundle, weights_K: Tensor) -> Tensor:
     """Return E(q) = sum_c q_c E_c of kind pn: (M,). Its weights are the same mean of the experts' weights."""
-    return weights_K.float() @ bundle.tensor("experts.vectors").float()
+    return weights_K.float() @ read_tensor(bundle, "experts.vectors").float()
 
 
 def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
@@ -93,7 +94,7 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
     elif manifest.kind == "replay" or not 0 <= expert < manifest.n_experts:
         raise ValueError(f"expert {expert} of {manifest.n_experts} in kind {manifest.kind}")
     elif manifest.kind == "pn":
-        vector_M = bundle.tensor("experts.vectors")[expert]
+        vector_M = read_tensor(bundle, "experts.vectors")[expert]
     model = _empty(bundle)
     projected = set(manifest.linears)
     prefix = f"experts.{expert}." if manifest.kind == "mix" else "shared."
@@ -103,8 +104,8 @@ def materialize(bundle: Bundle, expert: int | Tensor) -> PreTrainedModel:
         names[name] = prefix + name
         if linear in projected:
             names[name] = f"projected.{linear}.bank"
-            mixings[name] = bundle.tensor(f"projected.{linear}.mixing")
-    takers: dict[str, Take] = {}
+            mixings[name] = read_tensor(bundle, f"projected.{linear}.mixing")
+    takers: dict[str, TakeTensor] = {}
     weights = {name: torch.empty(parameter.shape) for name, parameter in model.named_parameters()}
     for name, weight in weights.items():
         if name in mixings:

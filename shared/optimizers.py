@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import PlanearlyError
-
-OPTIMIZERS = ("adam", "muon")
+from shared.manifest import OPTIMIZERS
 
 
 class Optimizer:
@@ -69,7 +68,7 @@ class Optimizer:
         for name, parameter in self._others.items():
             if f"adam_mean.{name}" in tensors:
                 self._adam.state[parameter] = {
-                    "step": torch.tensor(float(step), device=parameter.device),
+                    "step": torch.full((), float(step), device=parameter.device),
                     "exp_avg": tensors[f"adam_mean.{name}"].to(parameter.device),
                     "exp_avg_sq": tensors[f"adam_square.{name}"].to(parameter.device),
                 }

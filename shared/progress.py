@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 Say = Callable[[str], None]
 """Takes a line that stays."""
+SAY_EVERY_S = 10.0
+"""Seconds between lines about one stage, where they stay. Ours."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Moment:
     total: int | None = None
     """None: nobody knows how much there is."""
     unit: str = ""
-    """Of `done` and `total`: bytes, documents, windows, steps."""
+    """Of `done` and `total`: bytes, documents, windows, steps; "": nothing is counted."""
     figures: str = ""
     """What else is worth seeing, in words and numbers."""
     since_s: float = 0.0
@@ -94,6 +96,24 @@ def beat() -> None:
 def is_live() -> bool:
     """Say whether somebody sees every step as it happens."""
     return _is_live.get()
+
+
+def describe(moment: Moment, is_short: bool = False) -> str:
+    """Return a moment's figures in words; nothing where there are none yet.
+
+    The time left comes last, or before what a short line may cut off.
+    """
+    done, total, unit = moment.done, moment.total, moment.unit
+    counted = ""
+    if unit == "bytes":
+        counted = amount(done) + ("" if total is None else f" of {amount(total)}")
+    elif unit == "steps":
+        counted = f"step {done}" + ("" if total is None else f"/{total}")
+    elif unit:
+        counted = (f"{done:,}" if total is None else f"{done:,} of {total:,}") + f" {unit}"
+    left = "" if moment.left_s is None else f"{duration(moment.left_s)} left"
+    parts = (counted, left, moment.figures) if is_short else (counted, moment.figures, left)
+    return " · ".join(filter(None, parts))
 
 
 def duration(seconds: float) -> str:

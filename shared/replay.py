@@ -47,11 +47,11 @@ def check_is_pack(bundle: Bundle) -> None:
 def replay_windows(pack: Bundle) -> Windows:
     """Read a pack's windows, verified. Raises BundleError when it is no pack, or is damaged."""
     check_is_pack(pack)
-    lengths = pack.tensor(REPLAY_LENGTHS).numpy()
+    lengths = pack.array(REPLAY_LENGTHS)
     return Windows(
-        streams=[pack.tensor(REPLAY_TOKENS).numpy()],
+        streams=[pack.array(REPLAY_TOKENS)],
         stream=np.zeros(len(lengths), np.int32),
         start=np.cumsum(lengths) - lengths,
         length=lengths.astype(np.int32),
-        cluster=pack.tensor(REPLAY_CLUSTERS).numpy().astype(np.int32),
+        cluster=pack.array(REPLAY_CLUSTERS).astype(np.int32),
     )

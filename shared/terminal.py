@@ -5,14 +5,14 @@ The result alone goes to stdout.
 
 import os
 import shlex
-import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from shared.errors import EXPECTED_ERRORS, error_lines
-from shared.progress import Say
+from shared.interrupts import one_interrupt
+from shared.progress import SAY_EVERY_S, Listener, Moment, Say, describe, listening
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell's own: 128 and the number of SIGINT."""
@@ -29,9 +29,9 @@ def speaker(party: str) -> Say:
 
 @contextmanager
 def watched(party: str, is_quiet: bool = False) -> Iterator[Say]:
-    """Yield what says the lines of a deed, and show its stages live where stderr is a terminal.
+    """Yield what says the lines of a deed; show its stages live where stderr is a terminal, else as lines.
 
-    When quiet neither is seen: errors and the result are left.
+    When quiet nothing of it is seen: errors and the result are left.
     """
     if is_quiet:
         yield _silent
@@ -41,7 +41,23 @@ def watched(party: str, is_quiet: bool = False) -> Iterator[Say]:
         with live_line(party):
             yield speaker(party)
     else:
-        yield speaker(party)
+        say = speaker(party)
+        with listening(_lines(say), is_live=True):
+            yield say
+
+
+def _lines(say: Say) -> Listener:
+    """Return what says now and then where a stage is that lasts."""
+    said_s = 0.0
+
+    def tell(moment: Moment | None) -> None:
+        nonlocal said_s
+        now_s = time.monotonic()
+        if moment and now_s - max(said_s, moment.since_s) >= SAY_EVERY_S and (where := describe(moment)):
+            say(f"{moment.stage:<12} {where}")
+            said_s = now_s
+
+    return tell
 
 
 def _silent(line: str) -> None:
@@ -53,14 +69,14 @@ def errors_printed(party: str) -> Iterator[None]:
     """Print an expected error as `shared.errors.error_lines` words it and exit with 1.
 
     After Ctrl-C print the command that goes on, and exit with INTERRUPTED; a second one ends the process at
-    once, which loses nothing either: files are whole or not there.
+    once, which spoils nothing either: files are whole or not there.
     """
     say = speaker(party)
     try:
-        with _one_interrupt():
+        with one_interrupt():
             yield
     except KeyboardInterrupt:
-        say("interrupted; only what came after the last checkpoint is done again. To go on:")
+        say("interrupted; the same command goes on from what was saved:")
         say(f"  {shlex.join([party, *sys.argv[1:]])}")
         sys.exit(INTERRUPTED)
     except EXPECTED_ERRORS as error:
@@ -70,22 +86,3 @@ def errors_printed(party: str) -> Iterator[None]:
         for line in lines:
             say(line)
         sys.exit(1)
-
-
-@contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Let the first Ctrl-C unwind and the second kill; where interrupts are ignored they stay so."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,9 +23,11 @@ from shared.compiling import compile_layers
 from shared.device import keep_freed_memory
 from shared.errors import PlanearlyError
 from shared.files import make_folder, remove_stale
+from shared.interrupts import interrupt_held
 from shared.losses import LossFunction, Network, sum_nats
 from shared.optimizers import Optimizer, check_optimizer
-from shared.progress import Say, beat, duration, is_live, show
+from shared.prefetching import rows_of_steps
+from shared.progress import SAY_EVERY_S, Say, beat, duration, is_live, show
 from shared.ranks import ONE_PROCESS, Ranks
 
 GradientFunction = Callable[[nn.Module, list[Microbatch], int], float]
@@ -39,9 +41,6 @@ class Batches(Protocol):
 
     def step(self, step: int) -> list[Microbatch]:
         """Return the microbatches of optimizer step `step`, counted from 0."""
-
-
-SAY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -177,16 +176,16 @@ def train_step(
     batches = ranks.share(batches)
     if network is not None:
         network.begin_step(sorted({batch.mixture for batch in batches}))
-    total = 0.0
+    losses: list[Tensor] = []
     for batch in batches:
         weights = {} if network is None else dict(network.weights_of(batch.mixture))
         loss = loss_of(model, weights, batch) / n_tokens
         loss.backward()
-        total += float(loss.detach())
+        losses.append(loss.detach())
         beat()
     if network is not None:
         network.finish_step()
-    return total
+    return sum(map(float, losses))  # only now: a number of a GPU's waits for all that it has to do
 
 
 def trained_parameters(model: nn.Module, network: Network | None) -> dict[str, nn.Parameter]:
@@ -296,8 +295,8 @@ def train(
     Several `ranks` all call it, each with the same; `gradient_of` is for one process. `record` is told each
     step once it is taken; after a resume, steps since the checkpoint again.
     Weights are saved once they have given a finite loss and gradient, so a run that diverges leaves its last
-    good checkpoint.
-    Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError.
+    good checkpoint. After Ctrl-C the step at hand comes to that point first: at most one is done again.
+    Raises CheckpointError (damaged or foreign state), PlanearlyError (diverged), OSError, KeyboardInterrupt.
     """
     identity = json.dumps([inputs, sampler.seed, config.result_fields()], sort_keys=True)
     run = hashlib.sha256(identity.encode()).hexdigest()
@@ -308,6 +307,7 @@ def train(
     if config.compile:
         compile_layers(cast(PreTrainedModel, model), say)
     parameters = trained_parameters(model, network)
+    device = next(iter(parameters.values())).device
     state = _Run(parameters, config, run, ranks)
     saved_step = -1
     if state.resume(folder, say):
@@ -339,57 +339,63 @@ def train(
                 }
             )
 
-    try:
-        go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
-        if state.step == 0:
-            tell(None, None, None)
-        while go_on and state.step < config.steps:
-            begun_s = time.monotonic()
-            batches = sampler.step(state.step)
-            state.optimizer.zero_grad()
-            if gradient_of is None:
-                loss = ranks.add_up(parameters, train_step(model, network, batches, loss_of, ranks))
-            else:
-                loss = gradient_of(model, batches, state.step)
-            gradient_norm = ranks.clip(parameters, config.clip_norm)
-            state.check("the training loss", loss)
-            state.check("the gradient", gradient_norm)
-            now_s = time.monotonic()
-            state.seconds = now_s - started_s
-            if ranks.agree(now_s - saved_s >= config.checkpoint_every_s) and state.step != saved_step:
+    with interrupt_held(say) as is_interrupted:
+        try:
+            go_on = state.goes_on(config.patience_evals) if state.history else take_heldout()
+            if state.step == 0:
+                tell(None, None, None)
+            rows = rows_of_steps(sampler.step, range(state.step, config.steps), device)
+            while go_on and state.step < config.steps:
+                begun_s = time.monotonic()
+                batches = next(rows)
+                state.optimizer.zero_grad()
+                if gradient_of is None:
+                    loss = ranks.add_up(parameters, train_step(model, network, batches, loss_of, ranks))
+                else:
+                    loss = gradient_of(model, batches, state.step)
+                gradient_norm = ranks.clip(parameters, config.clip_norm)
+                state.check("the training loss", loss)
+                state.check("the gradient", gradient_norm)
+                now_s = time.monotonic()
+                state.seconds = now_s - started_s
+                stops = is_interrupted()
+                if ranks.agree(stops or now_s - saved_s >= config.checkpoint_every_s):
+                    if state.step != saved_step:
+                        state.save(folder)
+                        saved_step, saved_s = state.step, time.monotonic()
+                    if ranks.agree(stops):
+                        raise KeyboardInterrupt
+                state.optimizer.step(learning_rate(config, state.step))
+                state.step += 1
+                n_tokens = sum(batch.n_tokens for batch in batches)
+                state.tokens += n_tokens
+                step_s = max(1e-9, time.monotonic() - begun_s)
+                if state.step % config.eval_every_steps == 0 or state.step == config.steps:
+                    go_on = take_heldout()
+                tell(learning_rate(config, state.step - 1), gradient_norm, n_tokens / step_s)
+                now_s = time.monotonic()
+                rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
+                figures = (
+                    f"train {loss:.3f} · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
+                    f" · {rate / 1000:.1f}k tokens/s"
+                )
+                show(state.step, config.steps, "steps", figures)
+                is_last = state.step == config.steps or not go_on
+                if is_last or (now_s - said_s >= SAY_EVERY_S and not is_live()):
+                    per_step = state.tokens / state.step
+                    left_s = (config.steps - state.step) * per_step / max(1.0, rate)
+                    say(f"step {state.step}/{config.steps} · {figures} · {duration(left_s)} left")
+                    said_s, said_tokens = now_s, state.tokens
+            state.seconds = time.monotonic() - started_s
+            if state.step != saved_step:
                 state.save(folder)
-                saved_step, saved_s = state.step, time.monotonic()
-            state.optimizer.step(learning_rate(config, state.step))
-            state.step += 1
-            n_tokens = sum(batch.n_tokens for batch in batches)
-            state.tokens += n_tokens
-            step_s = max(1e-9, time.monotonic() - begun_s)
-            if state.step % config.eval_every_steps == 0 or state.step == config.steps:
-                go_on = take_heldout()
-            tell(learning_rate(config, state.step - 1), gradient_norm, n_tokens / step_s)
-            now_s = time.monotonic()
-            rate = (state.tokens - said_tokens) / max(1e-9, now_s - said_s)
-            figures = (
-                f"train {loss:.3f} · held-out {state.history[-1]['heldout_loss']:.3f} nats/token"
-                f" · {rate / 1000:.1f}k tokens/s"
-            )
-            show(state.step, config.steps, "steps", figures)
-            is_last = state.step == config.steps or not go_on
-            if is_last or (now_s - said_s >= SAY_EVERY_S and not is_live()):
-                per_step = state.tokens / state.step
-                left_s = (config.steps - state.step) * per_step / max(1.0, rate)
-                say(f"step {state.step}/{config.steps} · {figures} · {duration(left_s)} left")
-                said_s, said_tokens = now_s, state.tokens
-        state.seconds = time.monotonic() - started_s
-        if state.step != saved_step:
-            state.save(folder)
-    except _DivergedError as error:
-        if not state.best_values:
-            raise PlanearlyError(
-                f"{error}; good checkpoints stay in {folder}", hint="use a lower learning rate"
-            ) from None
-        diverged = str(error)
-        say(f"stopped: {diverged}; keeping step {state.best_step}, the best on held-out text")
+        except _DivergedError as error:
+            if not state.best_values:
+                raise PlanearlyError(
+                    f"{error}; good checkpoints stay in {folder}", hint="use a lower learning rate"
+                ) from None
+            diverged = str(error)
+            say(f"stopped: {diverged}; keeping step {state.best_step}, the best on held-out text")
     if state.keeps_best:
         state.load_values(state.best_values)
     last = state.history[-1]

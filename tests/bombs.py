@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from owner.trust.opening import open_embedder, open_tokenizer
-from shared.bundle import MAX_HEADER_BYTES, open_bundle, write_bundle
+from owner.trust.carried import open_embedder, open_tokenizer
+from provider.bundling import write_bundle
+from shared.bundle import MAX_HEADER_BYTES, open_bundle
 from shared.contents import lay_out
-from shared.embedding import WEIGHTS_SHA256
+from shared.embedder import WEIGHTS_SHA256
 from shared.errors import PlanearlyError
 from shared.pieces import write_pieces
 from tests.conftest import make_pieces

@@ -11,7 +11,8 @@ import torch
 
 from shared.batches import Windows
 from shared.pieces import BYTE_PIECES, SPACE, SPECIAL_PIECES, Pieces, build_tokenizer
-from shared.slm import PRESETS, SlmConfig, build_slm
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import build_slm
 
 torch.set_num_threads(1)
 

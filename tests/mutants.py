@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.bundle import write_bundle
+from provider.bundling import write_bundle
 from shared.signature import pae
 from tests.vectors.build import (
     MEDIA_TYPE,

@@ -9,7 +9,8 @@ import torch
 from owner.models.loading import read_own_pieces
 from owner.training.saving import publish_result, stage_model
 from shared.pieces import build_tokenizer
-from shared.slm import SlmConfig, build_slm
+from shared.sizes import SlmConfig
+from shared.slm import build_slm
 from tests import tiny
 
 

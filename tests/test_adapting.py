@@ -14,12 +14,10 @@ from owner.documents.windows import Split
 from owner.training.adapting import (
     Replay,
     adapt,
-    check_pack,
-    check_same_tokenizer,
-    check_teacher,
     finetune_teacher,
 )
 from owner.training.finetuning import FinetuneConfig
+from owner.training.matching import check_pack, check_same_tokenizer, check_teacher
 from owner.training.replaying import ReplayConfig, replay_weights
 from shared.batches import all_microbatches
 from shared.errors import BundleError, PlanearlyError

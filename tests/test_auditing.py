@@ -26,7 +26,8 @@ from shared.batches import Sampler, all_microbatches
 from shared.errors import PlanearlyError
 from shared.losses import evaluate
 from shared.materializing import materialize
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig, train
 from tests.conftest import make_windows
 from tests.test_materializing import pn_bundle

@@ -1,12 +1,16 @@
+import tracemalloc
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.batches import IGNORED, Sampler, all_microbatches, collate, pack_rows
+from shared.batches import IGNORED, OPEN_ROWS, Sampler, all_microbatches, collate, pack_rows
 from shared.losses import sum_nats
 from shared.pieces import BOS_ID
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from tests.conftest import make_windows
 
 
@@ -25,6 +29,53 @@ def test_packing_keeps_every_window_whole_once_and_in_rows_of_one_cluster(length
         members = rows.windows[rows.bounds[row] : rows.bounds[row + 1]]
         assert windows.length[members].sum() <= 32
         assert set(windows.cluster[members]) == {rows.cluster[row]}
+
+
+def slow_rows(windows, context_tokens):
+    """First fit over the last OPEN_ROWS rows with room, one window after the other."""
+    rows, owners, open_rows = [], [], []
+    order = sorted(range(len(windows)), key=lambda i: (windows.cluster[i], -windows.length[i], i))
+    for window in order:
+        cluster, length = int(windows.cluster[window]), int(windows.length[window])
+        if owners and cluster != owners[-1]:
+            open_rows = []
+        for row in open_rows:
+            if length + sum(windows.length[i] for i in rows[row]) <= context_tokens:
+                rows[row].append(window)
+                break
+        else:
+            rows.append([window])
+            owners.append(cluster)
+            if length < context_tokens:
+                open_rows = [*open_rows, len(rows) - 1][-OPEN_ROWS:]
+    return rows, owners
+
+
+@pytest.mark.parametrize(
+    ("n", "context_tokens", "mean"), [(1, 7, 3), (997, 31, 4), (997, 67, 40), (499, 5, 2)]
+)
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_rows_are_those_of_first_fit_one_window_after_the_other(n, context_tokens, mean, is_sorted):
+    generator = np.random.default_rng(n)
+    lengths = np.minimum(context_tokens, 1 + generator.exponential(mean, n)).astype(np.int32)
+    clusters = generator.integers(0, 3, n)
+    windows = make_windows(lengths, np.sort(clusters) if is_sorted else clusters)
+    rows = pack_rows(windows, context_tokens)
+    expected, owners = slow_rows(windows, context_tokens)
+    bounds = zip(rows.bounds, rows.bounds[1:], strict=False)
+    assert [rows.windows[first:end].tolist() for first, end in bounds] == expected
+    assert rows.cluster.tolist() == owners
+
+
+def test_packing_holds_a_few_bytes_a_window():
+    n = 200_000
+    windows = make_windows(1 + np.random.default_rng(0).integers(0, 32, n), np.arange(n) // (n // 4))
+    tracemalloc.start()
+    rows = pack_rows(windows, 32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(part.nbytes for part in (rows.windows, rows.bounds, rows.cluster)) < 12 * n
+    assert peak < 30 * n  # of which some 60 a window of the cluster at hand, a quarter of all
 
 
 def test_every_token_is_predicted_once_from_its_own_window():

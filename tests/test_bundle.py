@@ -5,15 +5,18 @@ import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from shared.bundle import expected_tensors, open_bundle, write_bundle
+from provider.bundling import write_bundle
+from shared.bundle import expected_tensors, open_bundle
 from shared.errors import BundleError, SignatureError
 from shared.signature import PublicKey
-from shared.slm import SlmConfig
+from shared.sizes import SlmConfig
+from shared.tensors import read_tensor
 from tests.vectors.build import (
     PROVIDER,
     STRANGER,
@@ -38,7 +41,7 @@ def read_everything(path):
     """Do all that a reader of a bundle can do."""
     with open_bundle(path, TRUSTED) as bundle:
         bundle.verify_all()
-        return {name: bundle.tensor(name) for name in bundle.names}
+        return {name: read_tensor(bundle, name) for name in bundle.names}
 
 
 # Writing
@@ -274,10 +277,10 @@ def test_a_bundle_changed_after_opening_is_refused_when_read(slm):
             file.seek(bundle.size_bytes - bundle.manifest.tensors["files.tokenizer.json"].end + entry.start)
             file.write(b"\x01")
         with pytest.raises(BundleError, match=f"digest: tensor {NORM} is not what was signed"):
-            bundle.tensor(NORM)
+            read_tensor(bundle, NORM)
         with pytest.raises(BundleError, match="digest"):
             bundle.verify_all()
-        bundle.tensor("clusters.centroids")
+        read_tensor(bundle, "clusters.centroids")
 
 
 def test_a_bundle_cut_after_opening_is_refused_when_read(slm):
@@ -366,7 +369,7 @@ def test_an_open_bundle_is_not_inherited_by_programs_that_are_started(slm):
     with open_bundle(slm, TRUSTED) as bundle:
         assert not os.get_inheritable(bundle._file.fileno())
     with pytest.raises(ValueError, match="closed file"):
-        bundle.tensor(NORM)
+        read_tensor(bundle, NORM)
 
 
 def test_a_refused_bundle_leaves_no_descriptor_open(slm, tmp_path):
@@ -382,13 +385,13 @@ def test_a_bundle_may_be_replaced_while_it_is_open(slm):
     with open_bundle(slm, TRUSTED) as bundle:
         slm.with_name("new").write_bytes(b"something else")
         slm.with_name("new").rename(slm)
-        assert torch.equal(bundle.tensor(NORM), before[NORM])
+        assert torch.equal(read_tensor(bundle, NORM), before[NORM])
 
 
 def test_names_that_are_not_there_are_refused(slm):
     with open_bundle(slm, TRUSTED) as bundle:
         with pytest.raises(BundleError, match="has no tensor 'experts.vectors'"):
-            bundle.tensor("experts.vectors")
+            read_tensor(bundle, "experts.vectors")
         with pytest.raises(BundleError, match="has no tensor 'files.../../etc/passwd'"):
             bundle.file("../../etc/passwd")
 
@@ -405,8 +408,8 @@ def test_progress_counts_to_the_last_byte(slm):
 
 def test_a_tensor_is_memory_of_its_own(slm):
     with open_bundle(slm, TRUSTED) as bundle:
-        bundle.tensor(NORM).zero_()
-        assert bundle.tensor(NORM).any()
+        read_tensor(bundle, NORM).zero_()
+        assert read_tensor(bundle, NORM).any()
 
 
 @pytest.mark.parametrize("bits", [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff"])
@@ -417,7 +420,7 @@ def test_no_position_may_hold_nan_or_an_infinity(slm, bits, position):
     content = parts.data[start : start + 4 * position] + bits
     slm.write_bytes(parts.set_data("clusters.centroids", content).sign().join())
     with open_bundle(slm, TRUSTED) as bundle:
-        for read in (lambda: bundle.tensor("clusters.centroids"), bundle.verify_all):
+        for read in (lambda: read_tensor(bundle, "clusters.centroids"), bundle.verify_all):
             with pytest.raises(BundleError, match="values: tensor clusters.centroids holds NaN or an inf"):
                 read()
 
@@ -454,8 +457,8 @@ def test_tensors_read_by_parts_are_the_same_and_refused_the_same(slm, monkeypatc
     monkeypatch.setattr("shared.bundle.CHUNK_BYTES", 24)  # parts of whole elements, of every type
     with open_bundle(slm, TRUSTED) as bundle:
         names = bundle.names[::-1]
-        whole = {name: bundle.tensor(name) for name in names}
-        made = {name: torch.zeros_like(tensor).view(-1) for name, tensor in whole.items()}
+        whole = {name: bundle.array(name) for name in names}
+        made = {name: np.zeros_like(array).reshape(-1) for name, array in whole.items()}
 
         def taker(name):
             def take(part, position):
@@ -466,7 +469,7 @@ def test_tensors_read_by_parts_are_the_same_and_refused_the_same(slm, monkeypatc
         takers, done = {name: taker(name) for name in names}, []
         bundle.read_parts(takers, done.append)
         assert done == list(names)
-        assert all(torch.equal(made[name], whole[name].view(-1)) for name in names)
+        assert all(np.array_equal(made[name], whole[name].reshape(-1)) for name in names)
         content = bytearray(slm.read_bytes())
         content[bundle._data_start + bundle.manifest.tensors[names[2]].start] ^= 1
         slm.write_bytes(content)

@@ -1,8 +1,10 @@
 """The two commands: help that comes at once, exit codes, errors as lines."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +25,26 @@ def test_help_imports_neither_torch_nor_numpy(party):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_inspect_verifies_in_100_mb_because_it_imports_no_torch(tmp_path):
+    """Of the largest bundle at hand; what grows with a bundle's size is in docs/benchmarks.md."""
+    demo = Path(__file__).parent.parent / "examples" / "demo"
+    environment = os.environ | {"PLANEARLY_HOME": str(tmp_path)}
+    code = (
+        "import pathlib, sys\nfrom owner.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
+        "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    for arguments in (["trust", "add", demo / "provider.pub"], ["inspect", demo / "pn16.st"]):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    *shown, modules, peak_kb = done.stdout.splitlines()
+    assert any("every digest verified" in line for line in shown)
+    assert modules == "[]"
+    assert int(peak_kb) < 100_000
 
 
 @pytest.mark.parametrize("party", ["owner", "provider"])
@@ -47,8 +69,6 @@ def test_a_missing_bundle_is_one_line_and_exit_code_1(tmp_path, monkeypatch):
 
 
 def test_inspect_prints_the_signed_manifest_as_json(tmp_path, monkeypatch):
-    from pathlib import Path
-
     vectors = Path(__file__).parent / "vectors"
     monkeypatch.setenv("PLANEARLY_HOME", str(tmp_path))
     runner = CliRunner()

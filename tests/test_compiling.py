@@ -11,7 +11,8 @@ import torch
 torch.set_num_threads(1)
 from shared.compiling import compile_layers
 from shared.losses import sum_nats
-from shared.slm import PRESETS, build_slm
+from shared.slm import build_slm
+from shared.sizes import PRESETS
 from shared.batches import all_microbatches
 from tests.conftest import make_windows
 import shared.device

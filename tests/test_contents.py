@@ -6,12 +6,13 @@ import torch
 
 from shared.contents import is_finite
 from shared.manifest import DTYPES
+from shared.tensors import TYPES
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_every_pattern_of_16_bits_is_judged_as_torch_does(dtype):
     patterns = np.arange(1 << 16, dtype=np.uint16)
-    expected = torch.from_numpy(patterns.view(np.int16)).view(DTYPES[dtype]).isfinite().tolist()
+    expected = torch.from_numpy(patterns.view(np.int16)).view(TYPES[dtype]).isfinite().tolist()
     part = memoryview(np.zeros(3, np.uint16))
     for pattern in patterns:
         part[1] = int(pattern)
@@ -32,3 +33,8 @@ def test_patterns_of_32_bits_are_judged_as_torch_does():
 def test_integers_and_nothing_at_all_are_finite():
     assert is_finite(memoryview(b"\xff" * 16), "I64")
     assert is_finite(memoryview(b""), "BF16")
+
+
+def test_every_type_of_the_format_is_as_wide_in_numpy_as_in_torch():
+    assert list(TYPES) == list(DTYPES)
+    assert [dtype.itemsize for dtype in TYPES.values()] == [dtype.itemsize for dtype in DTYPES.values()]

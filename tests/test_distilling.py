@@ -8,7 +8,8 @@ import torch
 from owner.training.distilling import distillation_loss
 from shared.batches import IGNORED, collate, pack_rows
 from shared.losses import sum_nats
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from tests.conftest import make_windows
 
 

@@ -215,10 +215,10 @@ def test_the_numbers_of_the_paper_map_are_found_at_all():
 
 
 def test_what_is_said_in_words_is_true():
-    from shared.embedding import NAME, SUB_WINDOW_PIECES
+    from shared.embedder import NAME, SUB_WINDOW_PIECES
     from shared.manifest import FORMAT
     from shared.pieces import BYTE_PIECES, SPECIAL_PIECES
-    from shared.slm import PRESETS
+    from shared.sizes import PRESETS
 
     recipe = read_recipe(ROOT / "examples/release-pn32.toml")
     assert recipe.projection is not None

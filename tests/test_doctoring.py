@@ -13,9 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 import owner.cli
-from owner.doctoring import MISSING, OK, WARN, available_bytes, describe, examine, training_bytes
+from owner.doctoring.examining import describe, examine
+from owner.doctoring.findings import MISSING, OK, WARN
+from owner.doctoring.inputs import EXTRAS
+from owner.doctoring.machine import available_bytes, training_bytes
 from owner.trust.remembering import HOME_VARIABLE
-from shared.slm import PRESETS, build_slm, count_parameters
+from shared.sizes import PRESETS
+from shared.slm import build_slm, count_parameters
 from tests.children import ONE_THREAD
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -71,9 +75,7 @@ def test_an_out_folder_that_is_nowhere_stands_in_the_way(home, tmp_path):
 
 
 def test_a_missing_extra_is_named_with_its_command_and_stands_in_nobodys_way(home, tmp_path, monkeypatch):
-    import owner.doctoring
-
-    monkeypatch.setitem(owner.doctoring.EXTRAS, "lora", ("no_such_module_here", "--lora"))
+    monkeypatch.setitem(EXTRAS, "lora", ("no_such_module_here", "--lora"))
     lora = by_name(examine(None, tmp_path / "out"))["lora"]
     assert (lora.state, lora.hint) == (MISSING, "pip install peft")
     assert not lora.is_in_the_way
@@ -90,7 +92,8 @@ def test_memory_is_counted_from_parameters_and_live_values():
 def test_a_process_without_network_devices_is_found_offline():
     code = (
         "from owner.isolation.kernel import enter_namespace; enter_namespace()\n"
-        "from owner.doctoring import _network; check = _network(); print(check.state, check.found)"
+        "from owner.doctoring.surroundings import check_network\n"
+        "check = check_network(); print(check.state, check.found)"
     )
     environment = {
         name: value for name, value in os.environ.items() if "proxy" not in name.lower()

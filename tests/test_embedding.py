@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shared import embedding
-from shared.embedding import embed_texts, find_embedder_files, load_embedder
+from shared.embedder import find_embedder_files
+from shared.embedding import embed_texts, load_embedder
 from shared.errors import PlanearlyError
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from shared.errors import DocumentsError, PlanearlyError
 from shared.pieces import BOS_ID
 from tests.parties import run
 from tests.specialized import make_specialized, save_other
+from tests.terminals import Terminal
 from tests.tiny import quiet
 
 CPU = torch.device("cpu")
@@ -104,6 +106,7 @@ def test_bits_per_byte_and_perplexity_are_the_same_loss_in_other_units(model, ma
     assert found["perplexity"]["value"] == pytest.approx(math.exp(nats / found["tokens"]))
     assert found["perplexity"]["low"] < found["perplexity"]["value"] < found["perplexity"]["high"]
     assert not found["are_heldout"]
+    assert found["report_perplexity"] is None
     assert any("perplexity" in line for line in summarize(found))
 
 
@@ -116,7 +119,11 @@ def test_of_the_documents_it_was_made_from_only_those_held_out_count(model, made
     assert all(text in originals for text in texts.texts)
     report = json.loads((made.out / "report.json").read_text())
     n_ends = len(texts.texts)
-    assert evaluate(model, texts)["tokens"] == report["heldout_tokens"] - n_ends
+    found = evaluate(model, texts)
+    assert found["tokens"] == report["heldout_tokens"] - n_ends
+    assert found["report_perplexity"] == report["perplexity"]["after"] != found["perplexity"]["value"]
+    (line,) = [line for line in summarize(found) if line.startswith("report ")]
+    assert f"perplexity {report['perplexity']['after']:.2f} of the same documents" in line
     assert any("only what its run held out counts" in line for line in said)
 
 
@@ -249,6 +256,39 @@ def test_the_commands_measure_compare_and_write_behind_the_walls(made, stranger)
 def test_a_prompt_can_come_from_the_standard_input_and_the_text_comes_alone(made, model):
     code = "from owner.cli import main; main()"
     command = [sys.executable, "-c", code, "generate", str(made.out), "-", "--tokens", "4", "--quiet"]
+    written = generate(model, "an", 4)
     done = subprocess.run(command, input="an", capture_output=True, text=True)
-    assert done.stdout == "an" + generate(model, "an", 4) + "\n"
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == (f"an{written}\n", "")
+    done = subprocess.run([*command, "--json"], input="an", capture_output=True, text=True)
+    assert (json.loads(done.stdout), done.stderr) == ({"prompt": "an", "text": written}, "")
+
+
+LIVE = {
+    ("evaluate", "OUT", "--data", "OTHERS"): ("load", "read", "score"),
+    ("compare", "OUT", "OUT", "--data", "OTHERS"): ("load", "read", "score A", "score B"),
+    ("generate", "OUT", "an", "--tokens", "30"): ("load", "write"),
+    ("audit", "OUT", "--data", "PRIVATE", "--bundle", "BUNDLE"): ("load", "read", "recite", "experts"),
+    ("histogram", "--bundle", "BUNDLE", "--data", "OTHERS", "--yes"): ("verify", "read", "embed"),
+    ("export", "OUT", "--format", "safetensors", "--out", "new"): ("load", "sample", "write", "check"),
+}
+"""Commands, and the stages that their live line goes through."""
+
+
+@pytest.mark.parametrize("arguments", LIVE, ids=lambda arguments: arguments[0])
+def test_on_a_terminal_every_stage_of_a_command_is_a_live_line_and_gone_at_the_end(made, tmp_path, arguments):
+    places = {
+        "OUT": made.out,
+        "OTHERS": made.others,
+        "PRIVATE": made.private,
+        "BUNDLE": made.out.parent / "out" / "tiny.st",
+    }
+    command = ["-c", "from owner.cli import main; main()", *(places.get(word, word) for word in arguments)]
+    terminal = Terminal(command, tmp_path, tmp_path / "stdout", PLANEARLY_HOME=str(made.home))
+    assert terminal.wait() == 0, terminal.shown.decode()
+    drawn = terminal.shown.decode()
+    for stage in LIVE[arguments]:
+        assert re.search(rf"owner: {stage} +\S*━", drawn), stage
+    if "score" in drawn:
+        assert re.search(r"tokens · (\S+ s left · )?\d\.\d{3} nats/token · [\d.]+k tokens/s", drawn)
+    assert not any("━" in line or line.strip() == "owner:" for line in terminal.screen())
+    assert (tmp_path / "stdout").read_text()

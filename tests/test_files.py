@@ -220,7 +220,7 @@ def test_a_clock_set_back_changes_nothing(job, tmp_path, monkeypatch):
     sources = [path for party in ("shared", "provider", "owner") for path in (ROOT / party).rglob("*.py")]
     asking = [p.name for p in sources if "time.time(" in p.read_text() or "datetime.now" in p.read_text()]
     # An expiry date, judged by the latest time ever seen; and the doctor asks whether the clock is right.
-    assert sorted(asking) == ["doctoring.py", "remembering.py"]
+    assert sorted(asking) == ["remembering.py", "surroundings.py"]
 
 
 LITTLE_MEMORY = """

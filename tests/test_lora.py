@@ -4,7 +4,8 @@ import torch
 
 from owner.training.lora import add_lora, merge_lora
 from shared.batches import Sampler, all_microbatches
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig, train
 from tests.conftest import make_windows
 

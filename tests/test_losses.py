@@ -5,7 +5,8 @@ import torch
 from shared import losses
 from shared.batches import all_microbatches
 from shared.losses import evaluate, sum_nats
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from tests.conftest import make_windows
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from shared.bundle import expected_tensors, open_bundle, write_bundle
+from provider.bundling import write_bundle
+from shared.bundle import expected_tensors, open_bundle
 from shared.contents import MAX_TENSORS, lay_out
 from shared.errors import BundleError
 from shared.manifest import parse_manifest

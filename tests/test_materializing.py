@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from provider.bundling import write_bundle
 from provider.pretraining import _published
 from provider.signing import create_key
 from shared.batches import alone
-from shared.bundle import open_bundle, write_bundle
-from shared.embedding import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
+from shared.bundle import open_bundle
+from shared.embedder import NAME, SUB_WINDOW_PIECES, WEIGHTS_SHA256, WIDTH
 from shared.errors import BundleError
 from shared.materializing import comparison_slm, materialize, split_at
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 
 N_EXPERTS, EXPERT_SIZE, CAPACITY = 5, 4, 3
 

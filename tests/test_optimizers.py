@@ -4,11 +4,13 @@ import torch
 from torch import nn
 
 from owner.training.finetuning import FinetuneConfig, train_config
-from shared.bundle import open_bundle, write_bundle
+from provider.bundling import write_bundle
+from shared.bundle import open_bundle
 from shared.errors import PlanearlyError
 from shared.optimizers import Optimizer, check_optimizer, is_matrix
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import trained_parameters
 from tests.conftest import make_windows
 from tests.test_bundle import TRUSTED

@@ -12,7 +12,8 @@ from provider.recipe import ProjectionConfig, read_recipe
 from shared.batches import Sampler, alone
 from shared.checkpoints import load_checkpoint
 from shared.projection import ProjectedNetwork, feed_forward_linears, project
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import train_step
 from tests.conftest import make_windows
 from tests.parties import write_recipe

@@ -30,7 +30,8 @@ from owner.training.lora import add_lora, merge_lora
 from shared.batches import Rows, all_microbatches, collate
 from shared.errors import CheckpointError, PlanearlyError
 from shared.losses import evaluate
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig
 from tests.conftest import make_windows
 

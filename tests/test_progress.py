@@ -13,8 +13,7 @@ import pytest
 
 import owner
 from shared.errors import PlanearlyError
-from shared.live import describe
-from shared.progress import Moment, amount, beat, duration, is_live, listening, show, stage
+from shared.progress import Moment, amount, beat, describe, duration, is_live, listening, show, stage
 from tests import tiny
 from tests.parties import run as run_party
 from tests.parties import write_private
@@ -73,6 +72,10 @@ def test_a_moment_in_words():
     assert describe(Moment("x", 1234, None, "documents")) == "1,234 documents"
     assert describe(Moment("x", 1500, 3_000_000, "bytes", first=1500)) == "1.5 kB of 3.0 MB"
     assert describe(Moment("x", 12, 90, "steps", "train 2.4", first=12)) == "step 12/90 · train 2.4"
+    assert (
+        describe(Moment("x", 9, 9, "steps", "train 2.4"), is_short=True) == "step 9/9 · 0 s left · train 2.4"
+    )
+    assert describe(Moment("x", figures="onnx · f32")) == "onnx · f32"
     assert [duration(s) for s in (3.4, 600, 9000)] == ["3 s", "10 min", "2.5 h"]
     assert [amount(n) for n in (999, 1e6, 2.5e9)] == ["999 bytes", "1.0 MB", "2.5 GB"]
 
@@ -116,7 +119,7 @@ def test_on_a_terminal_a_live_line_is_drawn_below_the_lines_and_is_gone_at_the_e
     terminal = Terminal(["-c", LIVE], tmp_path, tmp_path / "out")
     assert terminal.wait() == 0
     drawn = terminal.shown.decode()
-    assert re.search(r"3 of 4 documents · and \[more\] · \d+ s left", drawn)
+    assert re.search(r"3 of 4 documents · \d+ s left · and \[more\]", drawn)
     assert "━" in drawn
     assert terminal.screen() == ["owner: before", *(f"owner: line {n}" for n in range(1, 5)), "owner: after"]
     assert (tmp_path / "out").read_text() == "result\n"
@@ -151,7 +154,7 @@ def specialize(place, *more):
 
 def test_ctrl_c_says_the_command_that_goes_on_and_it_does(place):
     terminal = specialize(place, "--out", "my model", "--epochs", "1")
-    terminal.read_until(lambda text: re.search(r"slm .*step \d+/\d+ · train", text) is not None)
+    terminal.read_until(lambda text: re.search(r"slm .*step \d+/\d+ · .*train", text) is not None)
     terminal.interrupt()
     assert terminal.wait() == 130
     drawn = terminal.screen()
@@ -160,10 +163,12 @@ def test_ctrl_c_says_the_command_that_goes_on_and_it_does(place):
     command = shlex.split(terminal.shown.decode().splitlines()[-1].removeprefix("owner:"))[1:]
     assert command[:3] == ["specialize", "--bundle", str(DEMO / "pn16.st")]
     assert command[-4:] == ["--out", "my model", "--epochs", "1"]
-    assert (place / ".my model.unfinished").is_dir()
+    assert "interrupted: a checkpoint comes after this step" in terminal.shown.decode()
+    assert list((place / ".my model.unfinished" / "slm").glob("step-*"))  # the first comes after 15 s
     again = run_party("owner", *command, cwd=place, home=place / "home")
     assert again.returncode == 0, again.stderr
     assert "resuming the unfinished run" in again.stderr
+    assert re.search(r"slm +resumed at step [1-9]", again.stderr)
     assert again.stdout == "my model/model\n"
 
 
@@ -194,8 +199,11 @@ def test_quiet_and_json_leave_the_result_alone_on_stdout(place):
     arguments = ("--bundle", DEMO / "pn16.st", "--data", "little", "--epochs", 1, "--out", "quiet")
     done = run_party("owner", "specialize", *arguments, "--quiet", cwd=place, home=place / "home")
     assert (done.returncode, done.stdout, done.stderr) == (0, "quiet/model\n", "")
-    again = run_party("owner", "specialize", *arguments, "--json", cwd=place, home=place / "home")
+    samples = ("--json", "--with-samples")  # of a finished run: behind the walls, which let it add them
+    again = run_party("owner", "specialize", *arguments, *samples, cwd=place, home=place / "home")
     assert json.loads(again.stdout) == json.loads((place / "quiet" / "report.json").read_text())
+    assert json.loads(again.stdout)["samples"] is not None
+    assert any(line.startswith("owner: samples ") for line in again.stderr.splitlines())
     assert "owner: report       quiet/report.html" in again.stderr.splitlines()
 
 

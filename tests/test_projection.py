@@ -8,7 +8,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from shared.batches import Sampler, alone
 from shared.losses import sum_nats
 from shared.projection import ProjectedNetwork, feed_forward_linears, project
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import train_step, trained_parameters
 from tests.conftest import make_windows
 

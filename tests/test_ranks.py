@@ -16,16 +16,18 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from provider.cli import main
-from provider.parallel import is_fewer_weights, joined, share_microbatches
+from provider.parallel import joined, share_microbatches
 from provider.pretraining import _pretrain_one
 from provider.recipe import read_recipe
 from provider.releasing import release
+from provider.split_network import is_fewer_weights
 from shared.batches import Sampler, all_microbatches
 from shared.checkpoints import load_checkpoint
 from shared.errors import RecipeError
 from shared.files import remove
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig, train
 from tests.conftest import make_windows
 from tests.parties import ROOT, write_key, write_recipe

@@ -25,13 +25,15 @@ from owner.report.intervals import perplexity_intervals
 from owner.report.metering import Meter
 from owner.report.recording import cluster_labels
 from owner.report.sampling import choose_prompts, go_on
-from owner.report.writing import render, rewrite_report
+from owner.report.writing import render, rewrite_report, write_report
 from owner.training.scoring import heldout_nats, heldout_tokens
 from shared.batches import Windows, all_microbatches
 from shared.bundle import open_bundle
+from shared.errors import PlanearlyError
 from shared.losses import evaluate
 from shared.signature import read_public_key
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.tokenizer import cut_windows
 from tests import tiny
 from tests.browsers import accessibility_faults, opened
@@ -202,6 +204,33 @@ def test_an_audit_is_added_to_the_page_and_an_old_report_is_left_alone(run, tmp_
     (tmp_path / "report.json").write_text(json.dumps(old))
     assert not rewrite_report(tmp_path, found)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_samples_are_added_to_a_finished_run_as_it_would_have_made_them(run):
+    folder, report = run
+    bundle, private = folder.parent / "out" / "tiny.st", folder.parent / "private"
+
+    def again():
+        where, said = folder.parent, []
+        options = {"with_samples": True, "heldout_fraction": 0.5}
+        return tiny.specialize(where, where, bundle, said.append, **options), said
+
+    found = audit(folder, private, bundle, tiny.quiet)
+    before = tiny.fingerprint(folder, "model/*")
+    (folder / "report.json").write_text(json.dumps(report | {"samples": None}))
+    added, said = again()
+    assert added == report == json.loads((folder / "report.json").read_text())
+    assert any(line.startswith("samples ") and "private text" in line for line in said)
+    assert (folder / "report.html").read_text() == render(report, found)
+    assert tiny.fingerprint(folder, "model/*") == before
+    assert not any(line.startswith("samples ") for line in again()[1])
+    (folder / "report.json").write_text(json.dumps(report | {"samples": None}))
+    config = (folder / "model" / "config.json").read_text()
+    (folder / "model" / "config.json").write_text(config + " ")
+    with pytest.raises(PlanearlyError, match="has changed since its report was written"):
+        again()
+    (folder / "model" / "config.json").write_text(config)
+    write_report(folder, report)
 
 
 def test_walls_that_stood_or_were_missing_are_told_apart(run):

@@ -9,7 +9,8 @@ import torch
 from owner.choice.requesting import count_votes, describe_request, noisy_request
 from owner.documents.reading import Document
 from owner.documents.windows import window_documents
-from shared.embedding import embed_texts, find_embedder_files, load_embedder
+from shared.embedder import find_embedder_files
+from shared.embedding import embed_texts, load_embedder
 from shared.errors import PlanearlyError
 from shared.request import HistogramRequest, centroids_digest, read_request, write_request
 

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from provider import costs
 from shared.batches import alone
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, SlmConfig, build_slm, count_parameters
+from shared.sizes import PRESETS, SlmConfig
+from shared.slm import build_slm, count_parameters
 from tests.parties import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -24,8 +24,8 @@ from provider.atlas import (
     place_labels,
     project_on_a_plane,
 )
+from provider.bundling import write_bundle
 from provider.showing import open_own
-from shared.bundle import write_bundle
 from shared.card import make_card
 from shared.signature import public_key_pem
 from tests.vectors.build import PROVIDER, STRANGER, accepted, example_tensors

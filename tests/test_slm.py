@@ -1,10 +1,15 @@
+"""Sizes, and the stock models that are built of them."""
+
+import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from shared.errors import PlanearlyError
 from shared.projection import feed_forward_linears
-from shared.slm import PRESETS, SlmConfig, build_slm, count_parameters
+from shared.sizes import ARCHITECTURES, PRESETS, SlmConfig, linear_names, parameter_shapes
+from shared.slm import CLASSES, build_slm, count_parameters
 
 # Table 7 of the paper, in millions of parameters, for 16, 32 and 64 experts.
 TABLE_7 = {
@@ -20,6 +25,31 @@ TABLE_7 = {
 def test_presets_have_the_papers_parameter_counts(preset, millions, tolerance):
     found = count_parameters(build_slm(PRESETS[preset], "meta")) / 1e6
     assert found == pytest.approx(millions, rel=tolerance)
+
+
+def drawn_sizes():
+    """All presets, and sizes drawn for each architecture."""
+    generator = random.Random(0)
+    for architecture in ARCHITECTURES * 10:
+        n_heads, ffn_width = generator.randint(1, 6), generator.randint(1, 300)
+        width = n_heads * 2 * generator.randint(1, 20)
+        yield SlmConfig(architecture, generator.randint(1, 12), width, n_heads, ffn_width, 300, 32)
+    # As wide as the feed-forward, and as the vocabulary: shapes alone tell no layer from another.
+    yield SlmConfig("llama", 2, 300, 2, 300, 300, 32)
+    yield from PRESETS.values()
+
+
+@pytest.mark.parametrize("config", list(drawn_sizes()), ids=str)
+def test_names_and_shapes_are_those_of_the_stock_model(config):
+    model = build_slm(config, "meta")
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert list(parameter_shapes(config).items()) == list(shapes.items())
+    assert linear_names(config) == [name for name in linears if f"{name}.weight" in shapes]
+
+
+def test_every_architecture_has_a_stock_class():
+    assert tuple(CLASSES) == ARCHITECTURES
 
 
 @pytest.mark.parametrize("n_experts", [16, 32, 64])

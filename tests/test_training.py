@@ -11,9 +11,11 @@ import torch
 from shared.batches import Sampler, all_microbatches
 from shared.checkpoints import load_checkpoint, load_newest, save_checkpoint
 from shared.errors import CheckpointError, PlanearlyError
+from shared.interrupts import interrupt_held
 from shared.losses import evaluate
 from shared.projection import ProjectedNetwork, feed_forward_linears
-from shared.slm import PRESETS, build_slm
+from shared.sizes import PRESETS
+from shared.slm import build_slm
 from shared.training import TrainConfig, learning_rate, train, train_step, trained_parameters
 from tests.conftest import make_windows
 
@@ -108,6 +110,71 @@ def test_killed_by_sigkill_at_any_moment_it_ends_with_the_same_bits(tmp_path, py
     assert result.history == undisturbed.history
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list(folder.glob(".*"))
+
+
+INTERRUPTED = """
+import sys; sys.path.insert(0, {root!r})
+from pathlib import Path
+from dataclasses import replace
+import shared.device; shared.device.has_bf16 = lambda device: False
+from shared.progress import listening, stage
+from shared.terminal import errors_printed
+from tests import test_training as t
+config = replace(t.CONFIG, steps=60, eval_every_steps=20)
+with errors_printed("owner"), stage("train"):
+    with listening(lambda moment: moment and moment.done == {after} and print("there", flush=True)):
+        t.run(Path({folder!r}), config, said=t.Printed())
+"""
+
+
+class Printed(list):
+    """Lines that a child says."""
+
+    def append(self, line):
+        print(line, flush=True)
+
+
+def test_ctrl_c_leaves_the_step_at_hand_and_a_resumed_run_ends_with_the_same_bits(tmp_path, pytestconfig):
+    config = replace(CONFIG, steps=60, eval_every_steps=20)
+    undisturbed, whole = run(tmp_path / "whole", config)
+    folder = tmp_path / "interrupted"
+    reached = 0
+    for after in (3, 30):
+        code = INTERRUPTED.format(root=str(pytestconfig.rootpath), folder=str(folder), after=after)
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = list(iter(process.stdout.readline, "there\n"))
+            process.send_signal(signal.SIGINT)
+            said = [line.strip() for line in [*said, *process.stdout]]
+        assert process.returncode == 130
+        assert "interrupted: a checkpoint comes after this step; Ctrl-C again ends at once" in said
+        assert (f"resumed at step {reached}/60" in said) == (reached > 0)
+        reached = int(sorted(folder.glob("step-*"))[-1].stem.removeprefix("step-"))
+        assert after <= reached < 60  # checkpoint_every_s never came
+    said = []
+    result, resumed = run(folder, config, said=said)
+    assert said[0] == f"resumed at step {reached}/60"
+    assert result.history == undisturbed.history
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_interrupt_that_came_too_late_to_cut_anything_is_handed_on(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+
+    def held(error=None):
+        with interrupt_held(print) as is_interrupted:
+            assert not is_interrupted()
+            signal.raise_signal(signal.SIGINT)
+            assert is_interrupted()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # the second one kills
+            if error:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        held()
+    with pytest.raises(OSError, match="full"):  # what went wrong is said, not hidden behind the interrupt
+        held(OSError("full"))
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_early_stopping_keeps_the_best_step(tmp_path):

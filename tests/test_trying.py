@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer
 
 from owner.trust import trying
-from owner.trust.opening import open_tokenizer
+from owner.trust.carried import open_tokenizer
 from owner.trust.trying import LIMITS, run_limited, try_tokenizer
-from shared.bundle import open_bundle, write_bundle
+from provider.bundling import write_bundle
+from shared.bundle import open_bundle
 from shared.errors import BundleError
 from shared.pieces import MAX_PIECES, write_pieces
 from tests.conftest import make_pieces

@@ -1,12 +1,14 @@
 """The commands that tutorials and how-to pages show do what the pages say: each page in a shell, in order.
 
 A block marked `console` is run: lines after `$ ` (and `> `, its continuation) are commands, the others
-what they print, compared as doctest does, with `...` for whatever differs from run to run.
+what they print, compared as doctest does, with `...` for whatever differs from run to run. Of the README the
+blocks marked `sh` are run, each line a command, on less text; what no test could run has its equivalent here.
 """
 
 import doctest
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +50,12 @@ def is_promised(output: str, promised: str) -> bool:
 
 def run_page(text: str, folder: Path) -> list[tuple[str, str, str]]:
     """Run a page's commands in one shell; return (command, promised, printed) of each that ran."""
-    commands = commands_of(text)
     (folder / "examples").symlink_to(ROOT / "examples")
+    return run_commands(commands_of(text), folder)
+
+
+def run_commands(commands: list[tuple[str, str]], folder: Path) -> list[tuple[str, str, str]]:
+    """Run commands in one shell, each with what it should print; return both and what it printed."""
     script = "set -euo pipefail\n" + "".join(f"printf '{MARK}'\n{command}\n" for command, _ in commands)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -77,6 +83,74 @@ def run_page(text: str, folder: Path) -> list[tuple[str, str, str]]:
 def test_every_command_of_the_page_runs_and_prints_what_is_shown(path, tmp_path):
     for command, promised, printed in run_page(path.read_text(encoding="utf-8"), tmp_path):
         assert is_promised(printed, promised), f"$ {command}\n{printed}\n--- the page shows:\n{promised}"
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LESS_TEXT = (
+    "python examples/demo/write_topics.py private/",
+    "mkdir texts; mv private/[f-i]* texts/; rm private/[c-z]*",
+)
+SMALLER_RECIPE = {
+    "steps = 300": "steps = 4",
+    "warmup_steps = 30": "warmup_steps = 2",
+    'preset = "laptop"\nn_layers = 2\nvocab_size = 2048': 'preset = "test"\nvocab_size = 600',
+}
+"""In the quickstart's recipe, which takes minutes as it stands."""
+UNATTENDED = {"provider keygen ": "provider keygen --no-passphrase "}
+"""Nobody is there to be asked for a passphrase."""
+
+
+def test_the_readmes_commands_run_in_order_on_less_text(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    recipe = tmp_path / "examples" / "quickstart" / "release.toml"
+    text = recipe.read_text()
+    for theirs, ours in SMALLER_RECIPE.items():
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    recipe.write_text(text)
+    commands = [line for mark, block in FENCE.findall(README) if mark == "sh" for line in block.splitlines()]
+    for theirs, ours in UNATTENDED.items():
+        assert sum(command.startswith(theirs) for command in commands) == 1
+        commands = [command.replace(theirs, ours) for command in commands]
+    (python,) = (block for mark, block in FENCE.findall(README) if mark == "python")
+    (tmp_path / "use.py").write_text(f"{python}print(model(ids).logits.shape)\n")
+    at = next(n for n, command in enumerate(commands) if command.startswith("owner generate"))
+    commands.insert(at, "python use.py")
+    printed = {
+        command: output
+        for command, _, output in run_commands([(c, "") for c in (*LESS_TEXT, *commands)], tmp_path)
+    }
+    assert printed["python use.py"].endswith(", 4096])\n")
+    assert "perplexity" in printed["owner evaluate specialized --data private/"]
+    assert (tmp_path / "exported" / "model.gguf").is_file()
+    assert (tmp_path / "specialized" / "audit.json").is_file()
+    assert (tmp_path / "pn4-quickstart.st").is_file()
+
+
+def test_what_of_the_readme_is_not_run_has_an_equivalent_that_is():
+    blocks = [block for mark, block in FENCE.findall(README) if not mark]
+    demo, transcript, paper = blocks
+    # `make demo` installs and runs a script; the transcript is what that prints: commands that are run above.
+    assert demo == "make demo\n"
+    target = (ROOT / "Makefile").read_text().partition("\ndemo:")[2].partition("\n\n")[0]
+    assert target.count("\n") == 1
+    assert "bash examples/demo/run.sh" in target
+    script = (ROOT / "examples" / "demo" / "run.sh").read_text()
+    commands = re.findall(r"^\$ (.*)$", transcript, re.MULTILINE)
+    assert commands.pop(0) == "make demo"
+    assert commands == re.findall(r"^(?:run |echo \"\\\$ )(\w[^\"\n]*)", script, re.MULTILINE)
+    run_here = [
+        LESS_TEXT[0],
+        *(line for mark, block in FENCE.findall(README) if mark == "sh" for line in block.splitlines()),
+    ]
+    assert set(commands) <= set(run_here)
+    # The paper's tables take hours; tests/test_paper.py runs the same driver at its smallest size.
+    assert paper.startswith(
+        "python benchmarks/paper/run.py tiny --corpus generic/ --domains domains/ --work "
+    )
+    driver = (ROOT / "tests" / "test_paper.py").read_text()
+    assert '"run.py", "toy", "--corpus"' in driver
 
 
 def test_the_pages_are_found_at_all():

@@ -108,7 +108,8 @@ def test_the_specialized_model_is_a_standard_directory(specialized):
     assert type(model).__name__ == "LlamaForCausalLM"
     from dataclasses import replace
 
-    from shared.slm import PRESETS, build_slm
+    from shared.sizes import PRESETS
+    from shared.slm import build_slm
 
     sizes = replace(PRESETS["test"], width=32, ffn_width=48, vocab_size=500, context_tokens=64)
     plain = build_slm(sizes)
@@ -371,10 +372,11 @@ def test_a_histogram_is_shown_before_it_is_written_and_trains_for_its_owner(rele
     assert refused.returncode == 1
     assert "documents per cluster, after noise" in refused.stderr
     assert not (released / "no.json").exists()
-    done = run("owner", "histogram", *arguments, "--yes", "--out", "request.json", cwd=released, home=home)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "request.json\n"
+    plain = ("--yes", "--quiet", "--json", "--out", "request.json")
+    done = run("owner", "histogram", *arguments, *plain, cwd=released, home=home)
+    assert (done.returncode, done.stderr) == (0, "")
     request = json.loads((released / "request.json").read_text())
+    assert json.loads(done.stdout) == request
     assert set(request) == {"format", "centroids_sha256", "counts", "epsilon", "mechanism"}
     again = run("owner", "histogram", *arguments, "--yes", "--out", "request.json", cwd=released, home=home)
     assert_refused(again, "request.json: already exists", released)

@@ -88,7 +88,8 @@ def test_the_expert_is_the_most_frequent_cluster_and_the_next_is_told():
 def test_documents_about_one_thing_select_the_cluster_of_that_thing(tokenizer):
     import torch
 
-    from shared.embedding import embed_texts, find_embedder_files, load_embedder
+    from shared.embedder import find_embedder_files
+    from shared.embedding import embed_texts, load_embedder
 
     embedder = load_embedder(*find_embedder_files(), torch.device("cpu"))
     centroids = embed_texts(embedder, ["law court judge contract", "cooking recipe onion", "football match"])

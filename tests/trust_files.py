@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from provider.bundling import write_bundle
 from provider.signing import SigningKey
-from shared.bundle import write_bundle
 from shared.signature import pae
 from shared.strict_json import canonical_json
 from shared.trust_file import FORMAT, MEDIA_TYPE, Signed, parse_payload

@@ -38,7 +38,8 @@ from shared.bundle import Bundle, open_bundle
 from shared.checkpoints import load_checkpoint
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device, make_deterministic
-from shared.embedding import embed_texts, find_embedder_files, load_embedder
+from shared.embedder import find_embedder_files
+from shared.embedding import embed_texts, load_embedder
 from shared.files import write_atomic
 from shared.importance import importance_weights
 from shared.losses import evaluate
@@ -248,7 +249,7 @@ class Workshop:
         return cluster_histogram(assign_clusters(self.embeddings(domain, tokens), centroids_KW), n_clusters)
 
     def selection(self, bundle: Bundle, domain: str, tokens: int) -> Selection:
-        centroids_KW = bundle.tensor("clusters.centroids").numpy()
+        centroids_KW = bundle.array("clusters.centroids")
         return select_expert(self.embeddings(domain, tokens), centroids_KW)
 
     def generic(self) -> Windows:

@@ -5,6 +5,7 @@ read off one forward pass: it writes the true text for as long as each true toke
 """
 
 import math
+import time
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -44,20 +45,22 @@ class TokenFigures:
 def token_figures(model: PreTrainedModel, windows: Windows) -> list[TokenFigures]:
     """Return every window's figures under the model, ROWS windows at a time."""
     module = cast(nn.Module, model).eval()
-    n = len(windows)
+    n, began_s = len(windows), time.monotonic()
+    run, total = 0, int(windows.length.sum())
     rows = Rows(np.arange(n), np.arange(n + 1), np.zeros(n, np.int32))
     found: list[TokenFigures] = []
     for start in range(0, n, ROWS):
         chosen = list(range(start, min(n, start + ROWS)))
         batch = collate(windows, rows, chosen)
-        logits = logits_of(module, {}, batch).view(*batch.labels.shape, -1).cpu()
-        labels = batch.labels.clamp(min=0)
-        nats = -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        is_likeliest = logits.argmax(-1) == labels
+        logits = logits_of(module, {}, batch).view(*batch.labels.shape, -1)
+        labels = batch.labels.clamp(min=0).to(logits.device)
+        nats = -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).cpu()
+        is_likeliest = (logits.argmax(-1) == labels).cpu()
         for row, window in enumerate(chosen):
             length = int(windows.length[window])
             found.append(TokenFigures(nats[row, :length].numpy(), is_likeliest[row, :length].numpy()))
-        show(len(found), n, "windows scored")
+            run += length
+        show(run, total, "tokens", f"{run / max(1e-9, time.monotonic() - began_s) / 1000:.1f}k tokens/s")
     return found
 
 
@@ -156,6 +159,7 @@ def distances(model: PreTrainedModel, bundle: Bundle) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for expert in range(bundle.manifest.n_experts):
+        show(expert, bundle.manifest.n_experts, "experts compared")
         found[f"expert-{expert}"] = _distance(model, materialize(bundle, expert))
     plain = comparison_slm(bundle)
     if plain is not None:

@@ -34,7 +34,7 @@ from owner.choice.candidates import Start
 from owner.documents.duplicates import read_distinct
 from owner.documents.windows import Split, split_documents
 from owner.privacy.canaries import read_canaries
-from owner.training.saving import CANARIES_FILE, MODEL_FOLDER, REPORT_FILE
+from owner.training.saving import AUDIT_FILE, CANARIES_FILE, MODEL_FOLDER, REPORT_FILE
 from owner.trust.opening import open_trusted
 from owner.trust.vouching import read_trust
 from shared.batches import Windows
@@ -43,9 +43,8 @@ from shared.device import make_deterministic
 from shared.errors import DocumentsError, PlanearlyError
 from shared.files import write_json
 from shared.pieces import build_tokenizer, read_pieces
-from shared.progress import Say, stage
+from shared.progress import Say, show, stage
 
-AUDIT_FILE = "audit.json"
 MOST_DOCUMENTS, WINDOWS_PER_DOCUMENT = 500, 4
 """Documents of each side that are scored at most, and evenly spaced windows of each. Ours."""
 
@@ -75,15 +74,18 @@ def audit(
     report = read_report(folder)
     make_deterministic(0)
     disable_progress_bar()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder / MODEL_FOLDER, dtype=torch.float32, local_files_only=True
-    )
+    with stage("load"):
+        show(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder / MODEL_FOLDER, dtype=torch.float32, local_files_only=True
+        )
     with stage("read"):
         split = derive_split(folder, data, report, model.config.max_position_embeddings)
     n_trained, n_heldout = (len(np.unique(d)) for d in (split.train_document, split.heldout_document))
     say(f"documents    {n_trained:,} trained on · {n_heldout:,} held out")
-    with ExitStack() as stack, stage("attack"):
-        bundle = _open_start(folder, bundle_path, report, stack, say, stale_reason)
+    with ExitStack() as stack:
+        with stage("verify"):
+            bundle = _open_start(folder, bundle_path, report, stack, say, stale_reason)
         start = None
         if bundle is not None:
             start = Start.from_dict(report["start"] | {"heldout_loss": None}).materialize(bundle)
@@ -95,10 +97,11 @@ def audit(
             "trained": _chosen(split.train, split.train_document if is_whole else None),
             "heldout": _chosen(split.heldout, split.heldout_document if is_whole else None),
         }
-        ours = {name: _Side(token_figures(model, w), bounds) for name, (w, bounds) in sides.items()}
-        theirs = {
-            name: _Side(token_figures(start, w), bounds) for name, (w, bounds) in sides.items() if start
-        }
+        with stage("recite"):
+            ours = {name: _Side(token_figures(model, w), bounds) for name, (w, bounds) in sides.items()}
+            theirs = {
+                name: _Side(token_figures(start, w), bounds) for name, (w, bounds) in sides.items() if start
+            }
         say("recited and compared; canaries and experts next")
         found: dict[str, Any] = {
             "privacy": {key: report["privacy"][key] for key in ("epsilon", "delta")}
@@ -215,17 +218,19 @@ def _canaries(
     if not path.exists():
         return None
     canaries, repeats = read_canaries(path)
-    return {
-        "planted": len(canaries),
-        "repeats": repeats,
-        "candidates": CANDIDATES,
-        "model": as_figures(expose(model, canaries, seed)),
-        "start": as_figures(expose(start, canaries, seed)) if start is not None else None,
-    }
+    with stage("canaries"):
+        return {
+            "planted": len(canaries),
+            "repeats": repeats,
+            "candidates": CANDIDATES,
+            "model": as_figures(expose(model, canaries, seed)),
+            "start": as_figures(expose(start, canaries, seed)) if start is not None else None,
+        }
 
 
 def _start(model: PreTrainedModel, bundle: Bundle, report: dict[str, Any]) -> dict[str, Any]:
-    by_distance = distances(model, bundle)
+    with stage("experts"):
+        by_distance = distances(model, bundle)
     names = list(by_distance)
     return {
         "true": report["start"]["name"],

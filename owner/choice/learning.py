@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from shared.batches import Microbatch, Mixture, Sampler
 from shared.bundle import Bundle
 from shared.materializing import materialize
+from shared.progress import stage
 from shared.projection import project
+from shared.tensors import read_tensor
 from shared.training import Say, TrainConfig, train
 
 
@@ -27,8 +29,8 @@ class PointNetwork(nn.Module):
         self._linears = [
             (
                 name,
-                bundle.tensor(f"projected.{name}.mixing").to(device),
-                bundle.tensor(f"projected.{name}.bank").to(device),
+                read_tensor(bundle, f"projected.{name}.mixing").to(device),
+                read_tensor(bundle, f"projected.{name}.bank").to(device),
             )
             for name in bundle.manifest.linears
         ]
@@ -72,5 +74,6 @@ def learn_point(
     """
     model = cast(nn.Module, materialize(bundle, start_M)).to(device).requires_grad_(False)
     network = PointNetwork(bundle, start_M, device)
-    result = train(model, network, sampler, lambda: heldout, config, folder, say, inputs=inputs)
+    with stage("learning"):
+        result = train(model, network, sampler, lambda: heldout, config, folder, say, inputs=inputs)
     return network.vector_M.detach().cpu(), result.heldout_loss

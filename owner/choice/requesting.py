@@ -5,6 +5,7 @@ removing one document changes one count by one. OpenDP draws the noise and accou
 sent: the file is written where the owner says, after its content was shown.
 """
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,15 +16,16 @@ from owner.choice.coarsening import expected_error, merge_clusters, share_out
 from owner.documents.duplicates import read_distinct
 from owner.documents.walking import Skipped
 from owner.documents.windows import PrivateWindows
-from owner.trust.opening import open_embedder, open_tokenizer, open_trusted
+from owner.trust.carried import open_embedder, open_tokenizer
+from owner.trust.opening import open_trusted
 from owner.trust.vouching import read_trust
 from shared.clusters import assign_clusters, cluster_histogram
 from shared.device import choose_device
 from shared.embedding import Embedder, embed_texts
 from shared.errors import PlanearlyError
+from shared.progress import Say, stage
 from shared.request import HistogramRequest, centroids_digest
 from shared.tokenizer import decode_window
-from shared.training import Say
 
 WINDOWS_PER_DOCUMENT = 4
 """Windows of a document that are embedded at most, evenly spaced."""
@@ -62,6 +64,7 @@ def noisy_counts(votes_K: np.ndarray, epsilon: float) -> tuple[np.ndarray, float
     """
     if not epsilon > 0:
         raise PlanearlyError(f"epsilon is {epsilon}, expected more than 0", hint="1.0 is a common choice")
+    os.environ["JOBLIB_MULTIPROCESSING"] = "0"  # opendp brings it along: it would try what the walls deny
     try:
         import opendp.prelude as dp
     except ImportError:
@@ -180,20 +183,23 @@ def request_histogram(
     if out.exists():
         raise PlanearlyError(f"{out}: already exists", hint="choose another --out, or move it away")
     with ExitStack() as stack:
-        bundle, _ = open_trusted(bundle_path, stack, read_trust(stale_reason), say)
+        with stage("verify"):
+            bundle, _ = open_trusted(bundle_path, stack, read_trust(stale_reason), say)
         manifest = bundle.manifest
         device = choose_device("auto")
         tokenizer = open_tokenizer(bundle)
         skipped: list[Skipped] = []
-        private, duplicates = read_distinct(data, skipped, tokenizer, manifest.model.context_tokens)
+        with stage("read"):
+            private, duplicates = read_distinct(data, skipped, tokenizer, manifest.model.context_tokens)
         say(
             f"documents    {private.n_documents:,} documents · {duplicates.n} copies dropped ·"
             f" {sum(item.n for item in skipped)} skipped"
         )
-        centroids_KW = bundle.tensor("clusters.centroids").numpy()
-        embedder = open_embedder(bundle, embedder_folder, device)
-        votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
-        generic_K = bundle.tensor("clusters.counts").numpy()
+        centroids_KW = bundle.array("clusters.centroids")
+        with stage("embed"):
+            embedder = open_embedder(bundle, embedder_folder, device)
+            votes_K = count_votes(private, tokenizer, embedder, centroids_KW)
+        generic_K = bundle.array("clusters.counts")
         request = noisy_request(votes_K, centroids_KW, epsilon, generic_K, n_clusters)
         for line in describe_errors(votes_K, centroids_KW, generic_K, epsilon, n_clusters).split("\n"):
             say(line)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from owner.choice.requesting import count_votes, noisy_counts
 from owner.documents.windows import PrivateWindows, Split
-from owner.trust.opening import open_embedder
+from owner.trust.carried import open_embedder
 from shared.batches import Windows
 from shared.bundle import Bundle
 from shared.clusters import assign_clusters, cluster_histogram, most_frequent
@@ -85,7 +85,7 @@ def choose_expert(
         found = json.loads(saved.read_text())
         return Selection(**found["selection"]), found["replay_histogram"]
     embedder = open_embedder(bundle, embedder_folder, device)
-    centroids_KW = bundle.tensor("clusters.centroids").numpy()
+    centroids_KW = bundle.array("clusters.centroids")
     if epsilon:
         votes_K = count_votes(split.training_documents, tokenizer, embedder, centroids_KW)
         counts = noisy_counts(votes_K, epsilon)[0]
@@ -94,9 +94,7 @@ def choose_expert(
         return selection, []
     embeddings = embed_windows(private.windows, tokenizer, embedder)
     selection = select_expert(embeddings, centroids_KW)
-    replay_histogram = (
-        select_expert(embeddings, pack.tensor("clusters.centroids").numpy()).histogram if pack else []
-    )
+    replay_histogram = select_expert(embeddings, pack.array("clusters.centroids")).histogram if pack else []
     write_json(saved, {"selection": asdict(selection), "replay_histogram": replay_histogram})
     return selection, replay_histogram
 

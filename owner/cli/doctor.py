@@ -29,7 +29,7 @@ COMPLETE_VARIABLE = "_OWNER_COMPLETE"
 def doctor(bundle: Path | None, out: Path, embedder: Path | None, as_json: bool) -> None:
     """Say whether `owner specialize` can run on this machine, and what is missing. Sends nothing."""
     with errors_printed():
-        from owner.doctoring import describe, examine
+        from owner.doctoring.examining import describe, examine
 
         checks = examine(bundle, out, embedder)
         stops = any(check.is_in_the_way for check in checks)

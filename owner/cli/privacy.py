@@ -76,6 +76,8 @@ def audit(
 @isolation_option
 @stale_option
 @click.option("--yes", is_flag=True, help="Write without asking.")
+@quiet_option
+@click.option("--json", "as_json", is_flag=True, help="Print what was written to stdout.")
 def histogram(
     bundle: Path,
     data: Path,
@@ -86,21 +88,24 @@ def histogram(
     level: Any,
     stale_reason: str | None,
     yes: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Write a histogram of your documents, with noise, to hand to a provider if you choose to."""
     with errors_printed():
-        isolate(level, [out.absolute().parent])
+        isolate(level, [out.absolute().parent], is_quiet=quiet)
         from owner.choice.requesting import describe_request, request_histogram
         from shared.request import write_request
 
-        with watched() as tell:
+        with watched(quiet) as tell:
             request, n_documents = request_histogram(
                 bundle, data, epsilon, out, tell, embedder, clusters, stale_reason
             )
-        for line in describe_request(request, n_documents).split("\n"):
-            say(line)
+        if not (quiet and yes):  # who is asked must see what is asked about
+            for line in describe_request(request, n_documents).split("\n"):
+                say(line)
         if not yes and not click.confirm(f"owner: write {out}?", err=True):
             say("nothing was written")
             sys.exit(1)
         write_request(out, request)
-        click.echo(out)
+        click.echo(out.read_text(encoding="utf-8").rstrip() if as_json else out)

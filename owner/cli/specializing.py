@@ -96,6 +96,8 @@ def specialize(
         from owner.isolation.places import drop_empty, make_places
 
         writable = make_places(out)
+        if with_samples and (out / "report.json").is_file():  # of a finished run, to be added to
+            writable.append(out)
         stack.callback(drop_empty, out)
         walls = isolate(level, writable, out, quiet)
         from owner.privacy.accounting import PrivacyConfig

@@ -36,8 +36,8 @@ def evaluate(model: Path, data: Path, device: str, level: Any, quiet: bool, as_j
         from shared.device import choose_device, make_deterministic
 
         make_deterministic(0)
-        loaded = load(model, choose_device(device))
         with watched(quiet) as say:
+            loaded = load(model, choose_device(device))
             found = run(loaded, read_texts(data, [loaded], say))
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize(found)))
 
@@ -66,8 +66,8 @@ def compare(
 
         make_deterministic(0)
         there = choose_device(device)
-        a, b = load(model_a, there), load(model_b, there)
         with watched(quiet) as say:
+            a, b = load(model_a, there), load(model_b, there)
             found = run(a, b, read_texts(data, [a, b], say))
         click.echo(json.dumps(found, indent=2) if as_json else "\n".join(summarize_comparison(found)))
 
@@ -87,6 +87,7 @@ def compare(
 @device_option
 @isolation_option
 @quiet_option
+@click.option("--json", "as_json", is_flag=True, help="Print prompt and text as JSON.")
 def generate(
     model: Path,
     prompt: str,
@@ -96,6 +97,7 @@ def generate(
     device: str,
     level: Any,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Let a model go on from a prompt; `-` reads it from the standard input, which nobody else sees."""
     with errors_printed():
@@ -108,8 +110,10 @@ def generate(
         from shared.device import choose_device, make_deterministic
 
         make_deterministic(seed)
-        loaded = load(model, choose_device(device))
-        click.echo(text + run(loaded, text, tokens, temperature, seed))
+        with watched(quiet):
+            written = run(load(model, choose_device(device)), text, tokens, temperature, seed)
+        found = {"prompt": text, "text": written}
+        click.echo(json.dumps(found, indent=2) if as_json else text + written)
 
 
 @click.command(epilog="Example: owner export specialized --format gguf --quantize q8_0 --out exported")

@@ -8,6 +8,7 @@ import numpy as np
 
 from owner.models.loading import LanguageModel
 from owner.models.running import Logits, OnnxRuntime
+from shared.progress import show
 
 WINDOWS = 16
 """Windows of documents that are compared at most, evenly spaced. Ours."""
@@ -44,6 +45,7 @@ def compare_logits(original: Logits, exported: Logits, windows: list[list[int]])
         n_tokens += len(ids)
         nats_original += _nats(expected, ids)
         nats += _nats(found, ids)
+        show(n_tokens, sum(map(len, windows)), "tokens compared")
     prompts = windows[:: max(1, len(windows) // PROMPTS)][:PROMPTS]
     for ids in prompts:
         start, going_on = ids[:PROMPT_TOKENS], exported
@@ -88,8 +90,9 @@ def _nats(logits: np.ndarray, ids: list[int]) -> float:
 def continue_greedily(logits: Logits, ids: list[int], n_tokens: int = GREEDY_TOKENS) -> list[int]:
     """Return the n_tokens likeliest ids, one after the other."""
     written = list(ids)
-    for _ in range(n_tokens):
+    for n in range(1, n_tokens + 1):
         written.append(int(logits(written)[-1].argmax()))
+        show(n, n_tokens, "tokens written")
     return written[len(ids) :]
 
 

@@ -16,7 +16,7 @@ from owner.models.texts import Texts
 
 def compare(one: LanguageModel, other: LanguageModel, texts: Texts) -> dict[str, Any]:
     """Return both models' figures and the difference `one - other`: below 0, `one` is better."""
-    ours, theirs = score(one, texts.texts), score(other, texts.texts)
+    ours, theirs = score(one, texts.texts, "score A"), score(other, texts.texts, "score B")
     difference = ratio_interval((ours.nats - theirs.nats) / math.log(2), ours.n_bytes)
     winner = None
     if not difference.covers_zero:

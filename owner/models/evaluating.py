@@ -4,10 +4,11 @@ A document longer than the model's context is scored in windows that overlap by 
 but the first has what came before it, half a window at least where there is as much; each window begins with
 <s>, and each token of the text is scored once (the strided windows of transformers' guide "Perplexity of
 fixed-length models"). The end of text is not scored: it is no byte. The held-out loss of a run's report is
-another figure: windows do not overlap there, and the end of text counts.
+another figure, shown beside it: windows do not overlap there, and the end of text counts.
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +18,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from owner.documents.intervals import Interval, ratio_interval
-from owner.models.loading import LanguageModel
+from owner.models.loading import LanguageModel, read_run
 from owner.models.texts import Texts
 from shared.batches import IGNORED
+from shared.progress import show, stage
 
 WINDOW_TOKENS = 2048
 """Longest window, <s> included, for models with a longer context too: bounds memory. Ours."""
@@ -71,8 +73,11 @@ def cut_overlapping(
 
 
 @torch.no_grad()
-def score(model: LanguageModel, texts: list[str]) -> Scores:
-    """Return how well the model predicts each text. Cost: two passes over a long text, one over a short."""
+def score(model: LanguageModel, texts: list[str], name: str = "score") -> Scores:
+    """Return how well the model predicts each text, a stage of this name.
+
+    Cost: two passes over a long text, one over a short.
+    """
     window_tokens = min(WINDOW_TOKENS, model.context_tokens or WINDOW_TOKENS)
     windows: list[_Window] = []
     tokens = np.zeros(len(texts))
@@ -84,9 +89,18 @@ def score(model: LanguageModel, texts: list[str]) -> Scores:
         windows += [_Window(document, *pair) for pair in cut_overlapping(ids, model.begin_id, window_tokens)]
     nats = np.zeros(len(texts))
     windows.sort(key=lambda window: len(window.input_ids))
-    for batch in _batches(windows):
-        for window, found in zip(batch, _nats(model, batch), strict=True):
-            nats[window.document] += found
+    run, total = 0, sum(len(window.input_ids) for window in windows)
+    scored = 0
+    with stage(name):
+        began_s = time.monotonic()
+        for batch in _batches(windows):
+            for window, found in zip(batch, _nats(model, batch), strict=True):
+                nats[window.document] += found
+                run += len(window.input_ids)
+                scored += sum(label != IGNORED for label in window.labels)
+            rate = run / max(1e-9, time.monotonic() - began_s)
+            figures = f"{nats.sum() / scored:.3f} nats/token · {rate / 1000:.1f}k tokens/s"
+            show(run, total, "tokens", figures)
     n_bytes = np.asarray([len(text.encode()) for text in texts], np.float64)
     return Scores(nats, tokens, n_bytes, unknown, window_tokens)
 
@@ -119,8 +133,10 @@ def _nats(model: LanguageModel, batch: list[_Window]) -> list[float]:
 
 
 def evaluate(model: LanguageModel, texts: Texts) -> dict[str, Any]:
-    """Return a model's figures on texts, for JSON."""
-    return describe(model, texts, score(model, texts.texts))
+    """Return a model's figures on texts, for JSON, and beside them what its run's report says of the same."""
+    report = read_run(model.folder) if texts.are_heldout else None
+    found = describe(model, texts, score(model, texts.texts))
+    return found | {"report_perplexity": report["perplexity"]["after"] if report else None}
 
 
 def describe(model: LanguageModel, texts: Texts, scores: Scores) -> dict[str, Any]:
@@ -158,6 +174,11 @@ def summarize(found: dict[str, Any]) -> list[str]:
         f"nats/token   {interval_text(found['nats_per_token'], 4)}",
         f"bits/byte    {interval_text(found['bits_per_byte'], 4)}",
     ]
+    if found["report_perplexity"] is not None:
+        lines.append(
+            f"report       perplexity {found['report_perplexity']:.2f} of the same documents: in windows that"
+            " do not overlap, with ends of text"
+        )
     if found["unknown_tokens"]:
         lines.append(
             f"warning      {found['unknown_tokens']:,} tokens stand for unknown text: bits/byte flatters it"

@@ -35,7 +35,7 @@ from shared.device import make_deterministic
 from shared.errors import PlanearlyError
 from shared.extras import install_hint
 from shared.files import locked, make_folder, remove, rename, sync_tree, write_json
-from shared.training import Say
+from shared.progress import Say, show, stage
 
 EXPORT_FILE = "export.json"
 ONNX_FILE = Path("onnx", "model.onnx")
@@ -103,15 +103,19 @@ def export(folder: Path, out: Path, form: str, kind: str, data: Path | None, say
         stack.callback(remove, staged)
         texts = read_texts(data, [model], say).texts if data else []
         original = torch_logits(model.module)
-        windows = document_windows(model, texts) if texts else own_windows(model, original)
+        with stage("sample"):
+            windows = document_windows(model, texts) if texts else own_windows(model, original)
         found: dict[str, Any] = {"format": form, "weights": kind, "documents": len(texts) if data else None}
-        exported, written = _WRITERS[form](model, staged, kind, found)
+        with stage("write"):
+            show(0, figures=f"{form} · {kind}")
+            exported, written = _WRITERS[form](model, staged, kind, found)
         say(f"written      {form} · {kind} · {sum(path.stat().st_size for path in written):,} bytes")
         if exported is None:
             say(f"not run      llama-cpp-python is not installed: {install_hint('llamacpp')}")
             found["agreement"] = None
         else:
-            found["agreement"] = compare_logits(original, exported, windows)
+            with stage("check"):
+                found["agreement"] = compare_logits(original, exported, windows)
             _check(found["agreement"], kind)
         if isinstance(exported, LlamaCpp):
             found["tokenizer"] = _compare_tokenizers(model, exported, texts) if texts else None

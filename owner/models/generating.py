@@ -3,11 +3,31 @@
 Every window was trained after <s>, so a prompt begins with it.
 """
 
+import time
+
 import torch
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from owner.models.loading import LanguageModel
 from shared.errors import PlanearlyError
+from shared.progress import show, stage
+
+
+class _Shown(BaseStreamer):
+    """Tells of every token as it is written; the first call hands over the prompt."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.written, self.began_s = most, -1, time.monotonic()
+
+    def put(self, value: torch.Tensor) -> None:
+        """Count one more."""
+        self.written += 1
+        rate = self.written / max(1e-9, time.monotonic() - self.began_s)
+        show(self.written, self.most, "tokens", f"{rate:.0f} tokens/s")
+
+    def end(self) -> None:
+        """Nothing is left to tell."""
 
 
 @torch.no_grad()
@@ -37,7 +57,11 @@ def generate(
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if is_drawn else {}),
     )
     inputs = torch.tensor([ids], device=model.model.device)
-    written = model.model.generate(  # type: ignore[operator]
-        inputs, attention_mask=torch.ones_like(inputs), generation_config=config
-    )[0].tolist()
+    with stage("write"):
+        written = model.model.generate(  # type: ignore[operator]
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            streamer=_Shown(min(n_tokens, room)),
+        )[0].tolist()
     return model.decode(written)[len(model.decode(ids)) :]

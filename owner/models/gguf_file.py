@@ -19,6 +19,7 @@ import torch
 from owner.models.loading import LanguageModel
 from shared.errors import PlanearlyError
 from shared.pieces import BOS_ID, BYTE_PIECES, EOS_ID, SPACE, SPECIAL_PIECES, UNK_ID, Pieces
+from shared.progress import show
 
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "starcoder2": gguf.MODEL_ARCH.STARCODER2}
 FILE_TYPES = {
@@ -51,7 +52,9 @@ def write_gguf(path: Path, language_model: LanguageModel, dtype: str) -> None:
     _add_sizes(writer, config, dtype)
     _add_tokenizer(writer, pieces)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    for name, weight in language_model.module.state_dict().items():
+    weights = language_model.module.state_dict()
+    for n, (name, weight) in enumerate(weights.items(), 1):
+        show(n, len(weights), "tensors", dtype)
         if name != "lm_head.weight":  # tied to the embedding, which llama.cpp then uses for both
             theirs = names.get_name(name, (".weight", ".bias"))
             assert theirs is not None, name

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from owner.training.saving import MODEL_FOLDER, REPORT_FILE
 from shared.errors import PlanearlyError
 from shared.pieces import BOS_ID, EOS_ID, UNK_ID, Pieces, build_tokenizer, read_pieces
+from shared.progress import amount, show, stage
 
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "config.json"
 
@@ -88,7 +89,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def load(path: Path, device: torch.device) -> LanguageModel:
     """Load a model folder. Raises PlanearlyError where it is none, has other weights, or needs code."""
-    folder = find_model(path)
+    with stage("load"):
+        return _load(find_model(path), device)
+
+
+def _load(folder: Path, device: torch.device) -> LanguageModel:
+    size = sum(weights.stat().st_size for weights in folder.glob("*.safetensors"))
+    show(0, figures=f"{amount(size)} of weights")
     disable_progress_bar()
     set_verbosity_error()
     try:

@@ -17,7 +17,7 @@ from owner.documents.windows import split_documents
 from owner.models.loading import LanguageModel, read_run
 from shared.errors import DocumentsError
 from shared.pieces import EOS_ID
-from shared.training import Say
+from shared.progress import Say, show, stage
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ def read_texts(data: Path, models: list[LanguageModel], say: Say) -> Texts:
 
     Raises DocumentsError when there is no text, or when nothing is held out for all models.
     """
+    with stage("read"):
+        return _read_texts(data, models, say)
+
+
+def _read_texts(data: Path, models: list[LanguageModel], say: Say) -> Texts:
     heldout: list[str] | None = None
     is_seen = False
     for model in models:
@@ -61,7 +66,10 @@ def read_texts(data: Path, models: list[LanguageModel], say: Say) -> Texts:
             )
         return Texts(heldout, True)
     skipped: list[Skipped] = []
-    texts = [document.text for document in read_documents(data, skipped)]
+    texts: list[str] = []
+    for document in read_documents(data, skipped):
+        texts.append(document.text)
+        show(len(texts), None, "documents")
     say(f"documents    {len(texts):,} documents · {sum(item.n for item in skipped)} skipped")
     return Texts(texts, False, is_seen)
 

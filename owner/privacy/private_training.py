@@ -24,6 +24,7 @@ from owner.documents.windows import PrivateWindows, Split
 from owner.privacy.accounting import PrivacyPlan
 from owner.privacy.private_noise import NOISE, SAMPLING, Stream, run_secret
 from shared.batches import IGNORED, Microbatch, Rows, all_microbatches, collate
+from shared.progress import stage
 from shared.training import Say, TrainConfig, TrainResult, train
 
 GRADIENT_BYTES = 1 << 30
@@ -156,7 +157,7 @@ def finetune_privately(
         return private_gradient(model, batches, plan, Stream(secret, step, NOISE))
 
     heldout = list(all_microbatches(split.heldout, context_tokens, settings.rows_per_microbatch))
-    with document_gradients(module):
+    with stage("private"), document_gradients(module):
         result = train(
             module, None, sampler, lambda: heldout, settings, folder, say,
             inputs=f"{inputs} {asdict(plan)}", gradient_of=gradient_of,

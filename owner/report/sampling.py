@@ -1,15 +1,23 @@
 """How a model goes on with held-out text, before and after: private text, shown only where that is asked."""
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from owner.choice.candidates import Start
 from owner.documents.windows import Split
 from owner.models.checking import continue_greedily
+from owner.models.loading import load
 from owner.models.running import torch_logits
+from owner.report.recording import digests
+from owner.training.saving import MODEL_FOLDER
+from shared.bundle import Bundle
+from shared.errors import PlanearlyError
 from shared.pieces import BOS_ID
 from shared.tokenizer import decode_window
 
@@ -47,3 +55,20 @@ def sample(
         }
         found.append({name: decode_window(tokenizer, part) for name, part in texts.items()})
     return found
+
+
+def sample_finished(
+    out: Path, report: dict[str, Any], bundle: Bundle, split: Split, tokenizer: Tokenizer
+) -> list[dict[str, str]]:
+    """Return `sample` of a run that is finished, from its folder and the bundle that it came from.
+
+    Raises PlanearlyError when the model is not the one that the report is about.
+    """
+    folder = out / MODEL_FOLDER
+    if digests(folder) != report["files"]:
+        raise PlanearlyError(
+            f"{folder}: has changed since its report was written", hint="choose another --out to make it anew"
+        )
+    before = Start.from_dict(report["start"] | {"heldout_loss": None}).materialize(bundle)
+    after = load(out, torch.device("cpu")).model
+    return sample(before, after, split, tokenizer, bundle.manifest.model.context_tokens)

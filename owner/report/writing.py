@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from owner.report.composing import compose, model_name, shorten
-from owner.training.saving import MODEL_FOLDER, REPORT_FILE
+from owner.training.saving import AUDIT_FILE, MODEL_FOLDER, REPORT_FILE
 from shared.files import write_atomic, write_json
 from shared.progress import amount, duration
 
@@ -26,9 +26,9 @@ TEMPLATE, STYLE = "report.html.j2", "report.css"
 
 
 def write_report(folder: Path, report: dict[str, Any], audit: dict[str, Any] | None = None) -> None:
-    """Write report.json and report.html, which only their owner can read."""
-    write_json(folder / REPORT_FILE, report)
+    """Write report.html and report.json, which only their owner can read; JSON is the last to change."""
     _write_page(folder, report, audit)
+    write_json(folder / REPORT_FILE, report)
 
 
 def rewrite_report(folder: Path, audit: dict[str, Any]) -> bool:
@@ -38,6 +38,14 @@ def rewrite_report(folder: Path, audit: dict[str, Any]) -> bool:
         return False
     _write_page(folder, report, audit)
     return True
+
+
+def add_samples(folder: Path, report: dict[str, Any], samples: list[dict[str, str]]) -> dict[str, Any]:
+    """Return a finished run's report with samples, and write it anew; an audit's findings stay."""
+    report = report | {"samples": samples}
+    audit = folder / AUDIT_FILE
+    write_report(folder, report, json.loads(audit.read_text(encoding="utf-8")) if audit.exists() else None)
+    return report
 
 
 def _write_page(folder: Path, report: dict[str, Any], audit: dict[str, Any] | None) -> None:

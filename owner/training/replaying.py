@@ -14,6 +14,7 @@ from torch import nn
 
 from shared.batches import Microbatch, Sampler, Windows
 from shared.importance import Resampling, describe_resampling, importance_weights
+from shared.progress import stage
 from shared.training import Say, TrainConfig, TrainResult, train
 
 
@@ -69,6 +70,7 @@ def continue_pretraining(
     sampler = Sampler(
         pack, context_tokens, settings.rows_per_step, settings.rows_per_microbatch, seed, weights_K
     )
-    result = train(model, None, sampler, lambda: heldout, settings, folder, say, inputs=inputs)
+    with stage("replay"):
+        result = train(model, None, sampler, lambda: heldout, settings, folder, say, inputs=inputs)
     counts_K = np.bincount(pack.cluster, minlength=len(weights_K))
     return result, describe_resampling(weights_K, counts_K, sampler.passes(steps))

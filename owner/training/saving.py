@@ -16,6 +16,8 @@ from shared.files import make_folder, remove, rename, sync_tree, write_json
 from shared.tokenizer import save_tokenizer
 
 MODEL_FOLDER, REPORT_FILE, CANARIES_FILE = "model", "report.json", "canaries.json"
+AUDIT_FILE = "audit.json"
+"""Comes later, by `owner audit`."""
 
 
 def stage_model(staged: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 from owner.training.saving import REPORT_FILE
 from shared.errors import PlanearlyError
 from shared.files import remove, write_json
-from shared.slm import SlmConfig, build_slm, count_parameters
+from shared.sizes import SlmConfig
+from shared.slm import build_slm, count_parameters
 from shared.training import Say
 
 BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * 4 * 3

@@ -53,7 +53,7 @@ def _largest_clusters(bundle: Bundle) -> list[dict[str, Any]]:
     """Return number, windows of the generic corpus and label of the largest clusters, if they have labels."""
     if not bundle.manifest.cluster_terms:
         return []
-    counts_K = bundle.tensor(COUNTS).numpy()
+    counts_K = bundle.array(COUNTS)
     largest = np.argsort(-counts_K, kind="stable")[:LARGEST_SHOWN].tolist()
     return [{"cluster": c, "windows": int(counts_K[c]), "label": bundle.manifest.label(c)} for c in largest]
 

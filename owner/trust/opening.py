@@ -1,14 +1,10 @@
-"""Opening what a provider sent: vouched for, not older than seen, digests checked; tokenizer, embedder."""
+"""Opening what a provider sent: vouched for, not older than seen, digests checked."""
 
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-
 from owner.trust.remembering import check_not_rolled_back, remember_version
-from owner.trust.trying import try_tokenizer
 from owner.trust.vouching import (
     Trust,
     check_vouched,
@@ -18,9 +14,7 @@ from owner.trust.vouching import (
     usable_keys,
 )
 from shared.bundle import Bundle, open_bundle
-from shared.embedding import WEIGHTS_SHA256, Embedder, find_embedder_files, load_embedder
-from shared.errors import BundleError, UnknownKeyError
-from shared.pieces import build_tokenizer, read_pieces
+from shared.errors import UnknownKeyError
 from shared.progress import Say, show
 
 
@@ -51,33 +45,3 @@ def open_trusted(path: Path, stack: ExitStack, trust: Trust, say: Say) -> tuple[
         bundle.verify_all(lambda done, total: show(done, total, "bytes"))
     remember_version(bundle.key_id, manifest.name, manifest.version)
     return bundle, voucher
-
-
-def open_tokenizer(bundle: Bundle) -> Tokenizer:
-    """Return the tokenizer that a bundle carries, its pieces checked, after a child has tried it.
-
-    Raises BundleError.
-    """
-    content, vocab_size = bundle.file("tokenizer.json"), bundle.manifest.model.vocab_size
-    try:
-        try_tokenizer(content, vocab_size)
-    except BundleError as error:
-        raise BundleError(f"{bundle.path}: {error}", error.hint) from None
-    return build_tokenizer(read_pieces(content, vocab_size))
-
-
-def open_embedder(bundle: Bundle, folder: Path | None, device: torch.device) -> Embedder:
-    """Return the embedder that made a bundle's centroids, from the bundle, the folder or the package.
-
-    Raises BundleError when the bundle names another; PlanearlyError when its files are not there.
-    """
-    entry = bundle.manifest.embedder
-    if entry.sha256 != WEIGHTS_SHA256:
-        raise BundleError(
-            f"{bundle.path}: its centroids belong to embedder {entry.sha256[:16]}...,"
-            f" expected {WEIGHTS_SHA256[:16]}...",
-            hint="use a planearly that knows this embedder",
-        )
-    if entry.embedded:
-        return load_embedder(bundle.file("embedder.safetensors"), bundle.file("embedder-vocab.txt"), device)
-    return load_embedder(*find_embedder_files(folder), device)

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from provider.bundling import write_bundle
 from provider.signing import SigningKey
-from shared.bundle import write_bundle
-from shared.contents import model_shapes
 from shared.signature import pae, public_key_pem
-from shared.slm import SlmConfig
+from shared.sizes import SlmConfig, parameter_shapes
 
 FOLDER = Path(__file__).parent
 MEDIA_TYPE = "application/vnd.planearly.bundle.v1+json"
@@ -86,7 +85,7 @@ def fill(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> torch.Tens
 
 def example_tensors(manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Tensors that go with an example manifest."""
-    shapes, _ = model_shapes(SlmConfig.from_dict(manifest["model"]))
+    shapes = parameter_shapes(SlmConfig.from_dict(manifest["model"]))
     n, projection = manifest["clusters"]["n"], manifest.get("projection")
     linears = projection["linears"] if projection else []
     tensors = {
