@@ -22,7 +22,6 @@ from owner.models.texts import Texts, read_texts
 from shared.batches import IGNORED
 from shared.errors import DocumentsError, PlanearlyError
 from shared.pieces import BOS_ID
-from tests.parties import run
 from tests.specialized import make_specialized, save_other
 from tests.terminals import Terminal
 from tests.tiny import quiet
@@ -240,33 +239,19 @@ def test_text_ends_with_the_context(model):
         generate(model, "x = y + z\n" * 60, 1)
 
 
-def test_the_commands_measure_compare_and_write_behind_the_walls(made, stranger):
-    def owner(*arguments):
-        done = run("owner", *arguments, cwd=made.out.parent, home=made.home)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    compared = owner("compare", made.out, stranger, "--data", made.others, "--json")
-    found = json.loads(compared.stdout)
-    assert "isolation" in compared.stderr
-    assert found["a"]["documents"] == 12
-    assert found["a"]["bits_per_byte"]["value"] > 0
-
-
 def test_a_prompt_can_come_from_the_standard_input_and_the_text_comes_alone(made, model):
     code = "from owner.cli import main; main()"
-    command = [sys.executable, "-c", code, "generate", str(made.out), "-", "--tokens", "4", "--quiet"]
-    written = generate(model, "an", 4)
+    options = ["--tokens", "4", "--quiet", "--json"]
+    command = [sys.executable, "-c", code, "generate", str(made.out), "-", *options]
     done = subprocess.run(command, input="an", capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"an{written}\n", "")
-    done = subprocess.run([*command, "--json"], input="an", capture_output=True, text=True)
-    assert (json.loads(done.stdout), done.stderr) == ({"prompt": "an", "text": written}, "")
+    assert json.loads(done.stdout) == {"prompt": "an", "text": generate(model, "an", 4)}
+    assert done.stderr == ""
 
 
 LIVE = {
-    ("evaluate", "OUT", "--data", "OTHERS"): ("load", "read", "score"),
-    ("compare", "OUT", "OUT", "--data", "OTHERS"): ("load", "read", "score A", "score B"),
-    ("generate", "OUT", "an", "--tokens", "30"): ("load", "write"),
+    ("evaluate", "OUT", "--data", "PRIVATE"): ("load", "read", "score"),
+    ("compare", "OUT", "STRANGER", "--data", "OTHERS", "--json"): ("load", "read", "score A", "score B"),
+    ("generate", "OUT", "an", "--tokens", "4"): ("load", "write"),
     ("audit", "OUT", "--data", "PRIVATE", "--bundle", "BUNDLE"): ("load", "read", "recite", "experts"),
     ("histogram", "--bundle", "BUNDLE", "--data", "OTHERS", "--yes"): ("verify", "read", "embed"),
     ("export", "OUT", "--format", "safetensors", "--out", "new"): ("load", "sample", "write", "check"),
@@ -275,9 +260,12 @@ LIVE = {
 
 
 @pytest.mark.parametrize("arguments", LIVE, ids=lambda arguments: arguments[0])
-def test_on_a_terminal_every_stage_of_a_command_is_a_live_line_and_gone_at_the_end(made, tmp_path, arguments):
+def test_on_a_terminal_every_stage_of_a_command_is_a_live_line_and_gone_at_the_end(
+    made, model, stranger, tmp_path, arguments
+):
     places = {
         "OUT": made.out,
+        "STRANGER": stranger,
         "OTHERS": made.others,
         "PRIVATE": made.private,
         "BUNDLE": made.out.parent / "out" / "tiny.st",
@@ -291,4 +279,13 @@ def test_on_a_terminal_every_stage_of_a_command_is_a_live_line_and_gone_at_the_e
     if "score" in drawn:
         assert re.search(r"tokens · (\S+ s left · )?\d\.\d{3} nats/token · [\d.]+k tokens/s", drawn)
     assert not any("━" in line or line.strip() == "owner:" for line in terminal.screen())
-    assert (tmp_path / "stdout").read_text()
+    assert "isolation" in drawn
+    printed = (tmp_path / "stdout").read_text()
+    if arguments[0] == "compare":
+        found = json.loads(printed)
+        assert found["a"]["documents"] == 12
+        assert found["a"]["bits_per_byte"]["value"] > 0
+    elif arguments[0] == "generate":
+        assert printed == "an" + generate(model, "an", 4) + "\n"
+    else:
+        assert printed

@@ -89,7 +89,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LESS_TEXT = (
     "python examples/demo/write_topics.py private/",
-    "mkdir texts; mv private/[f-i]* texts/; rm private/[c-z]*",
+    "mkdir texts; mv private/f* texts/; rm private/[b-z]*",
 )
 SMALLER_RECIPE = {
     "steps = 300": "steps = 4",
