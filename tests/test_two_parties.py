@@ -439,9 +439,10 @@ def test_a_private_model_says_what_it_promises_and_can_be_audited(released):
     assert privacy["perplexity_without"] < privacy["perplexity_start"]
     assert "slm" not in report["finetuning"]
     assert not (released / ".promised.unfinished").exists()
-    home = released / "home"
+    home, before = released / "home", set((released / "promised").iterdir())
     done = run("owner", "audit", "promised", "--data", "private", cwd=released, home=home)
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in set((released / "promised").iterdir()) - before} == {"audit.json"}
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "membership", "verbatim", "canaries", "start", "promise"
     ]  # fmt: skip

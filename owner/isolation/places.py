@@ -8,6 +8,9 @@ from pathlib import Path
 from owner.trust.remembering import trust_home
 from shared.errors import PlanearlyError
 
+TEMPORARY = ("TMPDIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables that say where temporary files go. The last is torch's: it makes a folder otherwise."""
+
 
 def unfinished_folder(out: Path) -> Path:
     """Return the folder beside `out` that holds everything until the last rename; makes nothing.
@@ -36,7 +39,7 @@ def make_places(out: Path) -> list[Path]:
 
 def keep_places(folder: Path) -> list[Path]:
     """Return a folder that is there and the trust home, if there is one; temporary files go to the first."""
-    os.environ.update(dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME"), str(folder.absolute())))
+    os.environ.update(dict.fromkeys(TEMPORARY, str(folder.absolute())))
     return [folder, *filter(Path.is_dir, [trust_home()])]
 
 
