@@ -2,7 +2,8 @@
 
 Rows of tokens are random and weights fresh: how long a step takes depends on neither. Model FLOPs are those
 of the plain model (provider/costs.py), of a projected network too: what the projection adds is overhead. A
-share of the peak (MFU) is theirs over the data sheet's bfloat16 peak (benchmarks/scaling.toml).
+share of the peak (MFU) is theirs over the data sheet's bfloat16 peak (benchmarks/scaling.toml). All systems
+use deterministic kernels where torch has them, as both parties do.
 """
 
 import copy
@@ -81,6 +82,8 @@ def steps(options: Namespace, rows_per_step: int, is_compiled: bool) -> Figures:
 
 def pretraining(options: Namespace, peer: str) -> Figures:
     """Time our loop and a peer's in turns: model, rows, microbatches and precision are the same."""
+    if peer == "litgpt":
+        require("litgpt", "litgpt")
     ours, theirs = pretraining_speed.planearly, getattr(pretraining_speed, peer)
     sizes = {"rows_per_step": 8, "rows_per_microbatch": 4, "steps": 2}
     if not options.toy:
