@@ -48,6 +48,7 @@ ROWS = {
     "finetuning": Row("Fine-tuning on a million tokens, 126M", "finetuning", {}),
     "trainer": Row(PRETRAINING, "pretraining", {"peer": "trainer"}),
     "litgpt": Row(PRETRAINING, "pretraining", {"peer": "litgpt"}),
+    "chunks": Row("Logits in memory at a time, plain model", "chunks", {}),
     "embedding": Row("Embedding and assigning windows", "embedding", {}),
     "materializing": Row("One expert of a PN-32 bundle onto the device", "materializing", {}),
     "step-16k-compiled": Row(STEPS, "steps", {"rows_per_step": 16, "is_compiled": True}),

@@ -151,9 +151,8 @@ def test_an_owner_adapts(tmp_path, method, lora_rank):
         config = replace(CONFIG, lora_rank=lora_rank, max_epochs=1)
         with pn_bundle(work) as bundle:
             teacher = build_slm(PRESETS["test"]).to(device) if lora_rank else None
-            done = adapt(
-                bundle, make_split(8, 2), SELECTION, method, config, device, work, "run", print, teacher=teacher
-            )
+            places = (device, work, "run", print)
+            done = adapt(bundle, make_split(8, 2), SELECTION, method, config, *places, teacher=teacher)
         return [figures["after"] for figures in done.figures.values()]
 
     on_both(losses)
