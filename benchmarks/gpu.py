@@ -1,7 +1,7 @@
 """Everything that wants a GPU, in one command of at most 25 minutes: the tables of one machine, as Markdown.
 
-  PYTHONPATH=. python benchmarks/gpu.py --out gpu.jsonl [--budget-minutes 25]
-  PYTHONPATH=. python benchmarks/gpu.py --out toy.jsonl --toy --device cpu
+  python benchmarks/gpu.py --out gpu.jsonl [--budget-minutes 25]
+  python benchmarks/gpu.py --out toy.jsonl --toy --device cpu
 
 Each row is measured in a process of its own, forked from one that has imported torch, so that a row that
 runs out of memory ends alone. A finished row is a line of --out: the same command goes on from there, and
@@ -48,6 +48,7 @@ ROWS = {
     "finetuning": Row("Fine-tuning on a million tokens, 126M", "finetuning", {}),
     "trainer": Row(PRETRAINING, "pretraining", {"peer": "trainer"}),
     "litgpt": Row(PRETRAINING, "pretraining", {"peer": "litgpt"}),
+    "chunks": Row("Logits in memory at a time, plain model", "chunks", {}),
     "embedding": Row("Embedding and assigning windows", "embedding", {}),
     "materializing": Row("One expert of a PN-32 bundle onto the device", "materializing", {}),
     "step-16k-compiled": Row(STEPS, "steps", {"rows_per_step": 16, "is_compiled": True}),

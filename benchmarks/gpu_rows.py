@@ -2,7 +2,8 @@
 
 Rows of tokens are random and weights fresh: how long a step takes depends on neither. Model FLOPs are those
 of the plain model (provider/costs.py), of a projected network too: what the projection adds is overhead. A
-share of the peak (MFU) is theirs over the data sheet's bfloat16 peak (benchmarks/scaling.toml).
+share of the peak (MFU) is theirs over the data sheet's bfloat16 peak (benchmarks/scaling.toml). All systems
+use deterministic kernels where torch has them, as both parties do.
 """
 
 import copy
@@ -25,11 +26,12 @@ import torch
 from peers import Clock, run_trainer
 from side_by_side import Figures, NotInstalled, require, wait_for
 
+import shared.losses
 from owner.documents.windows import PrivateWindows, Split, split_documents
 from owner.training.finetuning import FinetuneConfig, finetune, train_config
 from provider.costs import System
 from provider.recipe import Recipe, read_recipe
-from shared.batches import Windows
+from shared.batches import Windows, all_microbatches
 from shared.device import choose_device, has_bf16, make_deterministic
 from shared.embedder import DISTRIBUTION, PACKAGE
 from shared.pieces import EOS_ID
@@ -80,8 +82,25 @@ def steps(options: Namespace, rows_per_step: int, is_compiled: bool) -> Figures:
     return figures
 
 
+def chunks(options: Namespace) -> Figures:
+    """Time steps of the plain model with more and more of the logits in memory at a time."""
+    recipe, device = _recipe(options), choose_device(options.device)
+    n_rows = 4 if options.toy else 16
+    windows = step_time.random_windows(recipe.model, n_rows, 1)
+    batches = list(all_microbatches(windows, recipe.model.context_tokens, n_rows))
+    system, usual = step_time.System(recipe, False, device), shared.losses.LOGITS_BYTES
+    figures: Figures = {"tokens a microbatch": batches[0].n_tokens}
+    for times in (1, 4, 16, 64):
+        shared.losses.LOGITS_BYTES = times * usual
+        seconds = [system.step(batches) for _ in range(2 if options.toy else 20)]
+        figures[f"seconds a step, {times * usual >> 20} MiB"] = statistics.median(seconds)
+    return figures
+
+
 def pretraining(options: Namespace, peer: str) -> Figures:
     """Time our loop and a peer's in turns: model, rows, microbatches and precision are the same."""
+    if peer == "litgpt":
+        require("litgpt", "litgpt")
     ours, theirs = pretraining_speed.planearly, getattr(pretraining_speed, peer)
     sizes = {"rows_per_step": 8, "rows_per_microbatch": 4, "steps": 2}
     if not options.toy:

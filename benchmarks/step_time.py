@@ -131,7 +131,8 @@ def measure(recipe: Recipe, device: torch.device, rounds: int) -> tuple[Steps, S
 def _peak(system: System, other: System, batches: list[Microbatch]) -> int:
     """Return the bytes allocated at most in a step, without what the other system holds."""
     other.optimizer.zero_grad()
-    held = [*other.parameters.values(), *other.optimizer.tensors().values()]
+    held = [*other.model.parameters(), *other.optimizer.tensors().values()]
+    held += [] if other.network is None else other.network.parameters()
     torch.cuda.reset_peak_memory_stats(system.device)
     system.step(batches)
     return torch.cuda.max_memory_allocated(system.device) - sum(tensor.nbytes for tensor in held)

@@ -23,7 +23,7 @@ TABLES = {
 }
 
 GPU_ROWS = {f"step-{size}k{how}" for size in (16, 64, 128) for how in ("", "-compiled")}
-GPU_ROWS |= {"finetuning", "trainer", "litgpt", "embedding", "materializing"}
+GPU_ROWS |= {"finetuning", "chunks", "trainer", "litgpt", "embedding", "materializing"}
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def test_the_gpu_tables_go_on_after_a_kill_and_repeat_no_finished_row(tmp_path):
     assert records["step-128k-compiled"]["compiled"] == "yes"
     assert records["finetuning"]["tokens trained on"] > 0
     printed = done.stdout.splitlines()
-    assert len([line for line in printed if line.startswith("## ")]) == 5
-    assert len([line for line in printed if line.startswith("| ")]) == len(records) + 2 * 5
+    assert len([line for line in printed if line.startswith("## ")]) == 6
+    assert len([line for line in printed if line.startswith("| ")]) == len(records) + 2 * 6
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert again.stdout == done.stdout

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -55,6 +56,14 @@ def test_at_most_one_step_is_made_ahead_and_its_error_comes_when_it_is_due():
 
 def test_no_steps_ask_for_no_rows():
     assert list(made_ahead(lambda step: pytest.fail("asked"), range(4, 4))) == []
+
+
+@pytest.mark.parametrize("kind", ["Flash Attention", "cuDNN Attention", "Memory Efficient attention"])
+def test_torchs_words_on_cudas_attention_are_left_to_the_manual(kind):
+    make_deterministic(0)
+    warnings.warn(f"{kind} defaults to a non-deterministic algorithm. To explicitly", stacklevel=1)
+    with pytest.raises(UserWarning):
+        warnings.warn("cumsum_cuda_kernel does not have a deterministic implementation", stacklevel=1)
 
 
 def test_cuda_products_are_asked_for_a_workspace_that_repeats(monkeypatch):
