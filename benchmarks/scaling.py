@@ -30,7 +30,7 @@ from provider.costs import (
 )
 from provider.recipe import read_recipe
 from shared.embedder import SUB_WINDOW_PIECES, WIDTH
-from shared.embedding import BATCH_PIECES
+from shared.embedding import BATCH_PIECES, LENGTH_STEP
 from shared.embedding import CONFIG as EMBEDDER
 from shared.sizes import PRESETS, SlmConfig
 
@@ -170,7 +170,9 @@ def stages(machine: Machine, n_gpus: int, n_cores: int) -> Iterator[tuple[str, C
     # Documents of exponential length: the mean number of windows follows from the mean length.
     windows = CORPUS["documents"] / -math.expm1(-context * CORPUS["documents"] / tokens)
     disks = DATA["assumed"]["disk_bytes_s"] * math.ceil(n_gpus / 8)
-    vectors = 4 * WIDTH * windows
+    fit, is_kept = RECIPE.clustering.fit_windows, RECIPE.clustering.keep_embeddings
+    vectors = 4 * WIDTH * windows * is_kept
+    again = 0 if is_kept else fit / windows  # the sample is embedded first
 
     def host(moved: float, core_s: float = 0.0, one_core: float = 0.0, flops: float = 0.0) -> Cost:
         return Cost(flops, moved, cpu=core_s / n_cores, disk=moved / disks, one_core=one_core)
@@ -178,14 +180,14 @@ def stages(machine: Machine, n_gpus: int, n_cores: int) -> Iterator[tuple[str, C
     per_byte = 1 / CORE["read_bytes_s"] + 1 / CORE["tokenize_bytes_s"]
     yield "read, tokenize", host(CORPUS["compressed_bytes"] + 2 * tokens, text * per_byte)
     per_byte = 1 / CORE["decode_bytes_s"] + 1 / CORE["word_piece_bytes_s"]
-    beside = host(2 * tokens + vectors, text * per_byte)
-    padded = pieces + 2 * (pieces / SUB_WINDOW_PIECES + windows / 2)
-    vector = forward_cost(machine, MINILM, padded / n_gpus, BATCH_PIECES)
+    beside = host((1 + again) * 2 * tokens + vectors, (1 + again) * text * per_byte)
+    padded = pieces + 2 * (pieces / SUB_WINDOW_PIECES + windows / 2) + LENGTH_STEP / 2 * windows
+    vector = forward_cost(machine, MINILM, (1 + again) * padded / n_gpus, BATCH_PIECES)
     yield "embed", replace(vector, cpu=beside.cpu, disk=beside.disk, bytes=beside.bytes)
-    fit = RECIPE.clustering.fit_windows * RECIPE.clustering.n_init
+    fit *= RECIPE.clustering.n_init
     yield "k-means", host(4 * WIDTH * fit, one_core=fit * k / CORE["kmeans_window_clusters_s"])
-    flops = 2 * windows * 2 * WIDTH * k
-    yield "assign, twice", host(2 * vectors, flops / (CORE["f32_flops"] / 2), flops=flops)
+    flops = windows * 2 * WIDTH * k
+    yield "assign", host(vectors, flops / (CORE["f32_flops"] / 2), flops=flops)
     yield "sort by cluster", host(4 * tokens, one_core=windows / CORE["sort_windows_s"])
     yield "pack rows", host(20 * windows, one_core=windows / CORE["pack_windows_s"])
     for name, system in (("slm", SLM), ("pn", PN), ("llm", LLM)):

@@ -1,11 +1,14 @@
 """Window embeddings and k-means (paper §3.2), and windows sorted by cluster on disk.
 
-scikit-learn fits on a sample; `shared.clusters` assigns, with the very function the owner uses. Sorting is a
-map, which orders each corpus part's windows by cluster, and a gathering, which writes one cluster's windows
-from all parts; neither holds more than one part or one window in memory.
+k-means is fitted on a sample; `shared.clusters` assigns, with the very function the owner uses. Embeddings
+are kept, or computed twice: of the sample, then of each part while it is assigned. Sorting is a map, which
+orders each corpus part's windows by cluster, and a gathering, which writes one cluster's windows from all
+parts; neither holds more than one part or one window in memory.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -15,111 +18,196 @@ from tokenizers import Tokenizer
 from shared.clusters import assign_clusters
 from shared.embedder import WIDTH
 from shared.embedding import Embedder, embed_texts
+from shared.errors import PlanearlyError
+from shared.extras import install_hint
 from shared.files import remove, write_atomic
 from shared.tokenizer import decode_window
 from shared.training import Say
 
 SPLITS = ("train", "heldout")
+FAISS_ITERATIONS = 25
+"""Its own default."""
 GROUP_WINDOWS = 2048
 """Windows embedded per file on disk: what a kill can cost."""
 
 
-def embed_part(
-    corpus: Path,
-    folder: Path,
-    number: int,
-    tokenizer: Tokenizer,
-    embedder: Embedder,
-    name: str,
-    say: Say,
-) -> None:
-    """Embed one corpus part's windows into `embeddings-N.npy`, (w, 384) float32; resumes per group."""
-    final = folder / f"embeddings-{number:05}.npy"
-    if final.exists():
-        return
-    tokens = np.load(corpus / f"tokens-{number:05}.npy", mmap_mode="r")
-    with np.load(corpus / f"windows-{number:05}.npz") as windows:
-        starts, lengths = windows["starts"], windows["lengths"]
-    groups = []
-    parts = [np.zeros((0, WIDTH), np.float32)]
-    for start in range(0, len(starts), GROUP_WINDOWS):
-        group = folder / f"group-{number:05}-{start:09}.npy"
-        groups.append(group)
-        try:
-            parts.append(np.load(group))
-        except FileNotFoundError:
-            chosen = range(start, min(start + GROUP_WINDOWS, len(starts)))
-            texts = [decode_window(tokenizer, tokens[starts[i] : starts[i] + lengths[i]]) for i in chosen]
-            parts.append(embed_texts(embedder, texts))
-            with write_atomic(group) as out:
-                np.save(out, parts[-1])
-        say(f"{name} · {min(start + GROUP_WINDOWS, len(starts)):,} of {len(starts):,} windows")
-    with write_atomic(final) as out:
-        np.save(out, np.concatenate(parts))
-    for group in groups:
+class PartEmbedder:
+    """Embeds windows of corpus parts, resuming per group."""
+
+    def __init__(self, corpus: Path, tokenizer: Tokenizer, embedder: Embedder, say: Say) -> None:
+        self.corpus, self.tokenizer, self.embedder, self.say = corpus, tokenizer, embedder, say
+
+    def embed(
+        self,
+        folder: Path,
+        number: int,
+        chosen: np.ndarray | None = None,
+        keep: Callable[[np.ndarray], np.ndarray] = lambda vectors_NW: vectors_NW,
+    ) -> np.ndarray:
+        """Return what `keep` makes of the embeddings (n, 384) float32 of a part's windows, all or some.
+
+        Each group's result is a file in `folder`, until `forget`; those that are there are not made again.
+        """
+        tokens = np.load(self.corpus / f"tokens-{number:05}.npy", mmap_mode="r")
+        _, starts, lengths = load_part(self.corpus, number)
+        if chosen is None:
+            chosen = np.arange(len(starts))
+        parts = [keep(np.zeros((0, WIDTH), np.float32))]
+        for first in range(0, len(chosen), GROUP_WINDOWS):
+            group = folder / f"group-{number:05}-{first:09}.npy"
+            try:
+                parts.append(np.load(group))
+            except FileNotFoundError:
+                texts = [
+                    decode_window(self.tokenizer, tokens[starts[i] : starts[i] + lengths[i]])
+                    for i in chosen[first : first + GROUP_WINDOWS]
+                ]
+                parts.append(keep(embed_texts(self.embedder, texts)))
+                with write_atomic(group) as out:
+                    np.save(out, parts[-1])
+            done = min(first + GROUP_WINDOWS, len(chosen))
+            self.say(f"embeddings   part {number + 1} · {done:,} of {len(chosen):,} windows")
+        return np.concatenate(parts)
+
+    def write(self, folder: Path, number: int, chosen: np.ndarray | None = None) -> None:
+        """Embed a part's windows, all or some, into `embeddings-N.npy`."""
+        final = embeddings_file(folder, number)
+        if not final.exists():
+            embeddings_NW = self.embed(folder, number, chosen)
+            with write_atomic(final) as out:
+                np.save(out, embeddings_NW)
+            forget_groups(folder, number)
+
+
+def forget_groups(folder: Path, number: int) -> None:
+    """Remove the groups of a part that is finished."""
+    for group in folder.glob(f"group-{number:05}-*.npy"):
         remove(group)
 
 
-def sample_windows(parts: list[tuple[np.ndarray, np.ndarray]], fit_windows: int, seed: int) -> np.ndarray:
-    """Draw up to fit_windows training windows' embeddings, (n, 384) float32, in corpus order.
+def embeddings_file(folder: Path, number: int) -> Path:
+    """Return where a part's embeddings lie."""
+    return folder / f"embeddings-{number:05}.npy"
 
-    `parts` are pairs of embeddings (w, 384), possibly mmapped, and is_heldout (w,) bool.
+
+def load_part(corpus: Path, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a part's windows: is_heldout (w,) bool, starts (w,) int64, lengths (w,) int32."""
+    with np.load(corpus / f"windows-{number:05}.npz") as windows:
+        return windows["is_heldout"], windows["starts"], windows["lengths"]
+
+
+def sample_windows(is_heldout: list[np.ndarray], fit_windows: int, seed: int) -> list[np.ndarray]:
+    """Draw up to fit_windows training windows: of each part the chosen ones, in corpus order.
+
+    `is_heldout` are the parts' (w,) bool.
     """
-    bounds = np.cumsum([0, *(np.count_nonzero(~is_heldout) for _, is_heldout in parts)])
+    bounds = np.cumsum([0, *(np.count_nonzero(~part) for part in is_heldout)])
     chosen: np.ndarray | None = None
     if bounds[-1] > fit_windows:
         generator = np.random.default_rng(seed)
         chosen = np.sort(generator.choice(bounds[-1], fit_windows, replace=False))
     drawn = []
-    for (embeddings, is_heldout), low, high in zip(parts, bounds, bounds[1:], strict=False):
-        rows = np.flatnonzero(~is_heldout)
-        if chosen is not None:
-            rows = rows[chosen[(chosen >= low) & (chosen < high)] - low]
-        drawn.append(np.asarray(embeddings[rows]))
-    return np.concatenate(drawn) if drawn else np.zeros((0, WIDTH), np.float32)
+    for part, low, high in zip(is_heldout, bounds, bounds[1:], strict=False):
+        rows = np.flatnonzero(~part)
+        drawn.append(rows if chosen is None else rows[chosen[(chosen >= low) & (chosen < high)] - low])
+    return drawn
 
 
-def fit_centroids(embeddings_NW: np.ndarray, n_clusters: int, n_init: int, seed: int) -> np.ndarray:
+def fit_centroids(
+    embeddings_NW: np.ndarray, n_clusters: int, n_init: int, seed: int, engine: str = "scikit-learn"
+) -> np.ndarray:
     """Fit k-means; return centroids (n_clusters, 384) float32.
 
-    One thread, because scikit-learn's sums depend on the number of threads in the last bits, and a
-    centroid that moved would move windows. Source: scikit-learn `KMeans` (Lloyd, k-means++).
+    One thread, because sums depend on the number of threads in the last bits, and a centroid that moved
+    would move windows. Sources: scikit-learn `KMeans` (Lloyd until it settles, from k-means++); faiss
+    `Kmeans` (FAISS_ITERATIONS of Lloyd, from random vectors). Raises PlanearlyError without faiss.
     """
+    if engine == "faiss":
+        return _fit_with_faiss(embeddings_NW, n_clusters, n_init, seed)
     with threadpool_limits(1):
         fitted = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(embeddings_NW)
     return fitted.cluster_centers_.astype(np.float32)
 
 
-def order_part(corpus: Path, embeddings: Path, folder: Path, number: int, centroids_KW: np.ndarray) -> None:
-    """Assign one corpus part's windows to their nearest centroids, and write them in the clusters' order.
+def check_engine(engine: str) -> None:
+    """Find out before hours of work that faiss is not installed. Raises PlanearlyError."""
+    if engine == "faiss":
+        _faiss()
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise PlanearlyError(
+            "clustering.engine faiss is not installed",
+            hint=f'{install_hint("faiss")}, or clustering.engine = "scikit-learn"',
+        ) from None
+    return faiss
+
+
+def _fit_with_faiss(embeddings_NW: np.ndarray, n_clusters: int, n_init: int, seed: int) -> np.ndarray:
+    faiss = _faiss()
+    kmeans = faiss.Kmeans(
+        WIDTH,
+        n_clusters,
+        niter=FAISS_ITERATIONS,
+        nredo=n_init,
+        seed=seed % 2**31,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(embeddings_NW),
+    )
+    embeddings_NW = np.ascontiguousarray(embeddings_NW)
+    with threadpool_limits(1):
+        kmeans.train(embeddings_NW)
+        return _fill_empty(embeddings_NW, kmeans.centroids)
+
+
+def _fill_empty(embeddings_NW: np.ndarray, centroids_KW: np.ndarray) -> np.ndarray:
+    """Return the centroids, those without a vector moved onto vectors that are far from theirs.
+
+    Each move lowers the inertia, so it ends: when none is empty, or every vector has a centroid on it.
+    """
+    while True:
+        assigned_N = assign_clusters(embeddings_NW, centroids_KW)
+        empty = np.flatnonzero(np.bincount(assigned_N, minlength=len(centroids_KW)) == 0)
+        if not len(empty):
+            return centroids_KW
+        distance_N = np.square(embeddings_NW - centroids_KW[assigned_N]).sum(1)
+        farthest = int(np.argmax(distance_N))
+        if not distance_N[farthest]:
+            return centroids_KW
+        centroids_KW[empty[0]] = embeddings_NW[farthest]
+
+
+def assign_groups(embeddings_NW: np.ndarray, centroids_KW: np.ndarray) -> np.ndarray:
+    """Return the nearest centroids, (w,) int32, group by group as they were embedded.
+
+    One thread, as in fit_centroids: a near tie must not depend on the machine's cores.
+    """
+    groups = (
+        embeddings_NW[start : start + GROUP_WINDOWS] for start in range(0, len(embeddings_NW), GROUP_WINDOWS)
+    )
+    with threadpool_limits(1):
+        found = [assign_clusters(group_NW, centroids_KW) for group_NW in groups]
+    return np.concatenate([np.zeros(0, np.int32), *found])
+
+
+def order_part(corpus: Path, folder: Path, number: int, assigned_N: np.ndarray, n_clusters: int) -> None:
+    """Write one corpus part's windows in the order of the clusters they are assigned to.
 
     `starts-N.npy` (w,) int64 and `lengths-N.npy` (w,) int32 are the part's windows by split, training first,
     then by cluster, then in corpus order. `bounds-N.npy` (2, k + 1) int64, written last: those of split s and
     cluster c are at bounds[s, c] : bounds[s, c + 1].
     """
-    n_clusters = len(centroids_KW)
-    embeddings_NW, is_heldout, starts, lengths = load_embedded(corpus, embeddings, number)
-    with threadpool_limits(1):  # as fit_centroids: a near tie must not depend on the machine's cores
-        bins = assign_clusters(embeddings_NW, centroids_KW) + n_clusters * is_heldout
+    is_heldout, starts, lengths = load_part(corpus, number)
+    bins = assigned_N + n_clusters * is_heldout
     order = np.argsort(bins, kind="stable")
     ends = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=2 * n_clusters))])
     bounds = np.stack([ends[: n_clusters + 1], ends[n_clusters:]])
     for name, content in (("starts", starts[order]), ("lengths", lengths[order]), ("bounds", bounds)):
         with write_atomic(folder / f"{name}-{number:05}.npy") as out:
             np.save(out, content)
-
-
-def load_embedded(
-    corpus: Path, embeddings: Path, number: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return a part's embeddings (w, 384) float32, mmapped, and its windows' is_heldout, starts, lengths."""
-    with np.load(corpus / f"windows-{number:05}.npz") as windows:
-        return (
-            np.load(embeddings / f"embeddings-{number:05}.npy", mmap_mode="r"),
-            windows["is_heldout"],
-            windows["starts"],
-            windows["lengths"],
-        )
 
 
 def write_shard(corpus: Path, clusters: Path, folder: Path, n_parts: int, split: str, cluster: int) -> None:

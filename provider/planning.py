@@ -7,6 +7,7 @@ the same device, from rates measured in some seconds (provider/measuring.py), or
 """
 
 import json
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -95,13 +96,22 @@ def plan_release(
             f" {amount(text.text_bytes)} of text, {text.documents:,.0f} documents,"
             f" {text.tokens:,.0f} tokens ({how})"
         )
-    planned = [_plan(name, stage, recipe, work, text, machine, device) for name, stage in stages.items()]
+    is_kept = "embeddings" in stages
+    planned = [
+        _plan(name, stage, recipe, work, text, machine, device, is_kept) for name, stage in stages.items()
+    ]
     for one in planned:
         yield one.text
     yield f"{'bundle':<12} {recipe.name}.st · about {amount(bundle_bytes(recipe))}"
     left = [one for one in planned if not one.stage.was_done]
     low, high = sum(one.low_s for one in left), sum(one.high_s for one in left)
     disk = sum(one.bytes for one in left)
+    free = shutil.disk_usage(next(p for p in (work, *work.parents) if p.exists())).free
+    if disk > free and is_kept and not stages["embeddings"].was_done:
+        yield (
+            f"{'disk':<12} {amount(free)} are free · without embeddings (clustering.keep_embeddings = false)"
+            f" {amount(4.0 * WIDTH * (text.windows if text else 0))} less are needed"
+        )
     yield (
         f"{'in all':<12} {span(low, high)} · {amount(disk)} of disk in {work}"
         if left
@@ -115,7 +125,9 @@ def find_stages(recipe: Recipe, files: list[CorpusFile], work: Path) -> Iterator
     tokenizer = find_stage(work, "tokenizer", tokenizer_inputs(recipe, identity))
     cut = find_stage(work, "corpus", corpus_inputs(recipe, tokenizer.digest))
     embeddings = find_stage(work, "embeddings", embedding_inputs(cut.digest))
-    yield from (("tokenizer", tokenizer), ("corpus", cut), ("embeddings", embeddings))
+    yield from (("tokenizer", tokenizer), ("corpus", cut))
+    if recipe.clustering.keep_embeddings or embeddings.was_done:
+        yield "embeddings", embeddings
 
     def clustered(clustering: ClusteringConfig) -> tuple[Stage, Stage]:
         inputs = clustering_inputs(clustering, recipe.seed, embeddings.digest)
@@ -141,6 +153,7 @@ def _plan(
     text: Text | None,
     machine: Machine | None,
     device: str,
+    is_kept: bool,
 ) -> Planned:
     if stage.was_done or text is None or machine is None:
         return Planned(stage, name, 0.0, 0.0, 0.0, "")
@@ -150,6 +163,7 @@ def _plan(
     if name.endswith("-2") and recipe.replay is not None:
         n_clusters = recipe.replay.n_clusters
     fitted = min(text.windows, recipe.clustering.fit_windows)
+    embedded = 0.0 if is_kept else fitted + text.windows
     named = min(text.windows, max(SAMPLE_WINDOWS, LEAST_WINDOWS * n_clusters))
     seconds, n_bytes = {
         "tokenizer": (
@@ -162,7 +176,8 @@ def _plan(
         ),
         "embeddings": (text.windows / text.embed_windows_s, 4.0 * WIDTH * text.windows),
         "clusters": (
-            (fitted * recipe.clustering.n_init + text.windows) * n_clusters / text.kmeans_window_clusters_s,
+            (fitted * recipe.clustering.n_init + text.windows) * n_clusters / text.kmeans_window_clusters_s
+            + embedded / text.embed_windows_s,
             12.0 * text.windows,
         ),
         "sorted": (text.windows / SORTED_WINDOWS_S, 2.0 * text.tokens + 4.0 * text.windows),

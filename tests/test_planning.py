@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +85,23 @@ def test_without_a_work_folder_all_is_to_do_and_none_is_made(inputs):
     assert not (inputs / "none").exists()
     counted = planned["corpus"]
     assert counted.startswith("to do")
+
+
+def test_without_kept_embeddings_a_plan_has_no_stage_for_them_but_uses_those_that_are_there(inputs):
+    recipe = tiny_recipe(inputs, "pn")
+    recipe = replace(recipe, clustering=replace(recipe.clustering, keep_embeddings=False))
+    planned = plan(inputs, recipe, work="none")
+    assert to_do(planned) == set(NAMES) - {"bundle", "in all", "embeddings"}
+    assert list(plan(inputs, recipe)) == NAMES
+    assert to_do(plan(inputs, recipe)) == set()
+
+
+def test_a_plan_says_what_too_small_a_disk_could_do_without(inputs, monkeypatch):
+    recipe = tiny_recipe(inputs, "pn")
+    assert "disk" not in plan(inputs, recipe, work="none")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "keep_embeddings = false" in plan(inputs, recipe, work="none")["disk"]
+    assert "disk" not in plan(inputs, recipe)
 
 
 def test_the_estimated_sizes_are_those_of_the_release(inputs):

@@ -50,6 +50,8 @@ def test_the_examples_are_read():
         ("width = 32", "width = 33", "must be an even whole number"),
         ('comparison = ["slm"]'.replace('"', "'"), "comparison = ['llm']", "comparison is"),
         ("n_clusters = 4", "n_clusters = 0", "n_clusters is 0"),
+        ("n_clusters = 4", 'n_clusters = 4\nengine = "weka"', "clustering.engine is 'weka'"),
+        ("n_clusters = 4", "n_clusters = 4\nkeep_embeddings = 0", "is 0, expected true or false"),
         ("heldout_every = 9", "heldout_every = 1", "heldout_every is 1"),
         ("heldout_every = 9", 'sources = [{ name = "x" }]', "has a `name` and a `license`"),
         ('license = "for tests"', 'license = "for tests"\nweights = "int4"', "weights is 'int4'"),
