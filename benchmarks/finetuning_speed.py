@@ -40,7 +40,8 @@ from shared.materializing import materialize
 from shared.pieces import build_tokenizer, read_pieces
 from shared.signature import read_public_key
 from shared.tokenizer import as_pretrained
-from shared.training import TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 EXPERT = 3

@@ -24,7 +24,8 @@ from shared.batches import Microbatch, Sampler, all_microbatches
 from shared.device import choose_device, has_bf16, make_deterministic
 from shared.sizes import PRESETS, SlmConfig
 from shared.slm import build_slm
-from shared.training import TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 
 LEARNING_RATE, CLIP_NORM = 1e-3, 5.0
 

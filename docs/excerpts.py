@@ -85,7 +85,7 @@ def recipe_block() -> str:
     """Return every table of a recipe with its fields."""
     from provider import recipe
     from shared.sizes import PRESETS, SlmConfig
-    from shared.training import TrainConfig
+    from shared.train_config import TrainConfig
 
     sections: dict[str, type[Any]] = {
         "corpus": recipe.CorpusConfig,

@@ -21,8 +21,8 @@ from shared.embedding import Embedder, embed_texts
 from shared.errors import PlanearlyError
 from shared.extras import install_hint
 from shared.files import remove, write_atomic
+from shared.progress import Say
 from shared.tokenizer import decode_window
-from shared.training import Say
 
 SPLITS = ("train", "heldout")
 FAISS_ITERATIONS = 25

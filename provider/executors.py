@@ -31,7 +31,7 @@ import torch
 from shared.errors import EXPECTED_ERRORS, PlanearlyError, RecipeError, error_lines
 from shared.extras import install_hint
 from shared.files import make_folder, remove, remove_stale, write_json
-from shared.training import Say
+from shared.progress import Say
 
 Work = Callable[[Sequence[int], Say], None]
 """Does the items named; picklable, and harmless when two do the same item at once."""

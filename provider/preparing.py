@@ -35,7 +35,7 @@ from shared.embedding import load_embedder
 from shared.errors import DocumentsError
 from shared.files import make_folder, remove, remove_stale, write_atomic, write_json
 from shared.pieces import build_tokenizer, read_pieces, write_pieces
-from shared.training import Say
+from shared.progress import Say
 
 PIECES_FILE, CENTROIDS_FILE = "pieces.json", "centroids.npy"
 

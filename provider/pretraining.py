@@ -28,11 +28,11 @@ from shared.errors import DocumentsError, RecipeError
 from shared.files import write_json
 from shared.importance import describe_resampling
 from shared.losses import HeldoutLoss, Network
-from shared.progress import stage
+from shared.progress import Say, stage
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.ranks import ONE_PROCESS, Ranks
 from shared.slm import build_slm
-from shared.training import Say, train
+from shared.training import train
 
 WEIGHTS_FILE, COST_FILE = "weights.safetensors", "cost.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

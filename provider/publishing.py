@@ -22,11 +22,11 @@ from shared.files import locked, remove, rename, write_atomic
 from shared.losses import evaluate
 from shared.materializing import materialize
 from shared.pieces import read_pieces
+from shared.progress import Say
 from shared.projection import feed_forward_linears
 from shared.replay import replay_tensors, sample_replay
 from shared.signature import public_key_pem
 from shared.slm import build_slm
-from shared.training import Say
 
 PUBLIC_KEY_FILE = "provider.pub"
 NAMED = ("steps", "rows_per_step", "learning_rate", "optimizer")

@@ -17,7 +17,7 @@ from shared.manifest import (
 )
 from shared.names import MAX_VERSION, NAME_PATTERN
 from shared.sizes import PRESETS, SlmConfig
-from shared.training import TrainConfig
+from shared.train_config import TrainConfig
 
 ENGINES = ("scikit-learn", "faiss")
 """Who can fit k-means."""

@@ -20,9 +20,9 @@ from provider.stages import Stage, run_stage, tell
 from provider.storage import is_url, upload
 from shared.errors import RecipeError
 from shared.files import check_writable, locked, make_folder, write_atomic
+from shared.progress import Say
 from shared.ranks import ONE_PROCESS, Ranks
 from shared.signature import public_key_pem
-from shared.training import Say
 
 
 def pretraining_inputs(recipe: Recipe, system: str, sorted_digest: str) -> dict[str, Any]:

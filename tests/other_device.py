@@ -28,7 +28,8 @@ from shared.embedding import embed_texts, load_embedder
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.sizes import PRESETS
 from shared.slm import build_slm
-from shared.training import TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 from tests.conftest import make_windows
 from tests.test_adapting import CONFIG, SELECTION
 from tests.test_materializing import pn_bundle

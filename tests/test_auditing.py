@@ -28,7 +28,8 @@ from shared.losses import evaluate
 from shared.materializing import materialize
 from shared.sizes import PRESETS
 from shared.slm import build_slm
-from shared.training import TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 from tests.conftest import make_windows
 from tests.test_materializing import pn_bundle
 from tests.test_private_training import make_split

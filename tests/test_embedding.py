@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from shared import embedding
 from shared.embedder import find_embedder_files
 from shared.embedding import embed_texts, load_embedder
 from shared.errors import PlanearlyError
@@ -74,6 +73,6 @@ def test_a_missing_embedder_says_where_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(PlanearlyError, match="cannot read the embedder") as caught:
         find_embedder_files(tmp_path)
     assert "--embedder" in caught.value.hint
-    monkeypatch.setattr(embedding, "PACKAGE", "no_such_package_installed")
+    monkeypatch.setattr("shared.embedder.PACKAGE", "no_such_package_installed")
     with pytest.raises(PlanearlyError, match="is not installed"):
         find_embedder_files()

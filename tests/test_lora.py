@@ -6,7 +6,8 @@ from owner.training.lora import add_lora, merge_lora
 from shared.batches import Sampler, all_microbatches
 from shared.sizes import PRESETS
 from shared.slm import build_slm
-from shared.training import TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 from tests.conftest import make_windows
 
 

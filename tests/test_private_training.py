@@ -32,7 +32,7 @@ from shared.errors import CheckpointError, PlanearlyError
 from shared.losses import evaluate
 from shared.sizes import PRESETS
 from shared.slm import build_slm
-from shared.training import TrainConfig
+from shared.train_config import TrainConfig
 from tests.conftest import make_windows
 
 SECRET = bytes(range(32))

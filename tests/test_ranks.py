@@ -28,7 +28,8 @@ from shared.files import remove
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.sizes import PRESETS
 from shared.slm import build_slm
-from shared.training import TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 from tests.conftest import make_windows
 from tests.parties import ROOT, write_key, write_recipe
 

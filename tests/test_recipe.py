@@ -4,7 +4,7 @@ import pytest
 
 from provider.recipe import read_recipe
 from shared.errors import RecipeError
-from shared.training import TrainConfig
+from shared.train_config import TrainConfig
 from tests.parties import write_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

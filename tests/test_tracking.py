@@ -10,7 +10,8 @@ from provider.events import TAGS, Followed, follow_steps
 from provider.tracking import METRICS_FILE, StepFile, cut_steps
 from shared.batches import Sampler, all_microbatches
 from shared.slm import build_slm
-from shared.training import TrainConfig, learning_rate, train
+from shared.train_config import TrainConfig, learning_rate
+from shared.training import train
 from tests.conftest import make_windows
 
 CONFIG = TrainConfig(

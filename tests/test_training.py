@@ -16,7 +16,8 @@ from shared.losses import evaluate
 from shared.projection import ProjectedNetwork, feed_forward_linears
 from shared.sizes import PRESETS
 from shared.slm import build_slm
-from shared.training import TrainConfig, learning_rate, train, train_step, trained_parameters
+from shared.train_config import TrainConfig, learning_rate
+from shared.training import train, train_step, trained_parameters
 from tests.conftest import make_windows
 
 CONFIG = TrainConfig(

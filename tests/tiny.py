@@ -15,7 +15,7 @@ from owner.trust.remembering import HOME_VARIABLE
 from provider.recipe import Recipe, read_recipe
 from provider.releasing import release as provider_release
 from provider.signing import create_key, read_signing_key
-from shared.training import Say
+from shared.progress import Say
 from tests.parties import write_recipe
 
 N_FILES, N_BYTES, N_DOCUMENTS = 3, 3000, 4

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from shared.batches import Microbatch, Mixture, Sampler
 from shared.bundle import Bundle
 from shared.materializing import materialize
-from shared.progress import stage
+from shared.progress import Say, stage
 from shared.projection import project
 from shared.tensors import read_tensor
-from shared.training import Say, TrainConfig, train
+from shared.train_config import TrainConfig
+from shared.training import train
 
 
 class PointNetwork(nn.Module):

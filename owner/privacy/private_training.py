@@ -24,8 +24,9 @@ from owner.documents.windows import PrivateWindows, Split
 from owner.privacy.accounting import PrivacyPlan
 from owner.privacy.private_noise import NOISE, SAMPLING, Stream, run_secret
 from shared.batches import IGNORED, Microbatch, Rows, all_microbatches, collate
-from shared.progress import stage
-from shared.training import Say, TrainConfig, TrainResult, train
+from shared.progress import Say, stage
+from shared.train_config import TrainConfig
+from shared.training import TrainResult, train
 
 GRADIENT_BYTES = 1 << 30
 """Memory for gradients of single documents; sets how many go through the model together."""

@@ -34,7 +34,8 @@ from shared.files import write_json
 from shared.losses import LossFunction, evaluate, sum_nats
 from shared.progress import Say, stage
 from shared.tensors import read_tensor
-from shared.training import TrainConfig, TrainResult
+from shared.train_config import TrainConfig
+from shared.training import TrainResult
 
 STARTS_FILE = "starts.json"
 LEARN_STEPS, LEARN_RATE = 200, 0.02

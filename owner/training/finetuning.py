@@ -14,7 +14,9 @@ from owner.documents.windows import Split
 from shared.batches import Sampler, all_microbatches, pack_rows
 from shared.errors import PlanearlyError
 from shared.losses import LossFunction, sum_nats
-from shared.training import Say, TrainConfig, TrainResult, train
+from shared.progress import Say
+from shared.train_config import TrainConfig
+from shared.training import TrainResult, train
 
 
 @dataclass(frozen=True)

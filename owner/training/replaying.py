@@ -14,8 +14,9 @@ from torch import nn
 
 from shared.batches import Microbatch, Sampler, Windows
 from shared.importance import Resampling, describe_resampling, importance_weights
-from shared.progress import stage
-from shared.training import Say, TrainConfig, TrainResult, train
+from shared.progress import Say, stage
+from shared.train_config import TrainConfig
+from shared.training import TrainResult, train
 
 
 @dataclass(frozen=True)

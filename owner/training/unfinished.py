@@ -9,9 +9,9 @@ from typing import Any
 from owner.training.saving import REPORT_FILE
 from shared.errors import PlanearlyError
 from shared.files import remove, write_json
+from shared.progress import Say
 from shared.sizes import SlmConfig
 from shared.slm import build_slm, count_parameters
-from shared.training import Say
 
 BYTES_PER_PARAMETER, BYTES_PER_TRAINING = 4, 4 * 4 * 3
 """Float32 weights of the result; weights, two moments and the best step's weights in three checkpoints, while
