@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: small, seeded, on one CPU thread, offline."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,6 +16,8 @@ from shared.sizes import PRESETS, SlmConfig
 from shared.slm import build_slm
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
