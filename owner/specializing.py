@@ -112,8 +112,8 @@ def specialize(
 
     Paper §2.5, §4.3. Returns the report. Killed at any moment, the same call finishes the job; on CPU
     the model is then bit for bit that of an undisturbed run. A finished run only gets samples added, where
-    they are asked for and missing. Until the last rename everything lies in a
-    folder beside `out` that only its owner can read, and that is removed at the end.
+    they are asked for and missing. Until the last rename everything lies in a folder beside `out` that only
+    its owner can read, and that is removed at the end.
     Raises BundleError, SignatureError, DocumentsError, PlanearlyError, OSError; no `out` is left then.
     """
     clock = Clock()

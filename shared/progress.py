@@ -93,6 +93,11 @@ def beat() -> None:
             listener(moment)
 
 
+def per_second(done: float, since_s: float) -> float:
+    """Return how many were done a second since a moment of `time.monotonic`."""
+    return done / max(1e-9, time.monotonic() - since_s)
+
+
 def is_live() -> bool:
     """Say whether somebody sees every step as it happens."""
     return _is_live.get()

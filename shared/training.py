@@ -24,7 +24,7 @@ from shared.files import make_folder, remove_stale
 from shared.interrupts import interrupt_held
 from shared.losses import LossFunction, Network, sum_nats
 from shared.prefetching import rows_of_steps
-from shared.progress import SAY_EVERY_S, Say, beat, duration, is_live, show
+from shared.progress import SAY_EVERY_S, Say, beat, duration, is_live, per_second, show
 from shared.ranks import ONE_PROCESS, Ranks
 from shared.train_config import TrainConfig, learning_rate
 from shared.train_state import DivergedError, HeldoutEntry, TrainState
@@ -146,7 +146,7 @@ class _Teller:
 
     def show(self, loss: float, is_last: bool) -> None:
         state, steps, now_s = self._state, self._config.steps, time.monotonic()
-        rate = (state.tokens - self._said_tokens) / max(1e-9, now_s - self._said_s)
+        rate = per_second(state.tokens - self._said_tokens, self._said_s)
         heldout_loss = state.history[-1]["heldout_loss"]
         figures = f"train {loss:.3f} · held-out {heldout_loss:.3f} nats/token · {rate / 1000:.1f}k tokens/s"
         show(state.step, steps, "steps", figures)
@@ -201,7 +201,6 @@ def train(
     diverged: str | None = None
     saved_s = time.monotonic()
     started_s = saved_s - state.seconds
-
     teller = _Teller(state, config, say, record)
 
     def take_heldout() -> bool:
@@ -238,10 +237,10 @@ def train(
                 state.step += 1
                 n_tokens = sum(batch.n_tokens for batch in batches)
                 state.tokens += n_tokens
-                step_s = max(1e-9, time.monotonic() - begun_s)
+                tokens_per_s = per_second(n_tokens, begun_s)
                 if state.step % config.eval_every_steps == 0 or state.step == config.steps:
                     go_on = take_heldout()
-                teller.record(loss, learning_rate(config, state.step - 1), gradient_norm, n_tokens / step_s)
+                teller.record(loss, learning_rate(config, state.step - 1), gradient_norm, tokens_per_s)
                 teller.show(loss, state.step == config.steps or not go_on)
             state.seconds = time.monotonic() - started_s
             if state.step != saved_step:

@@ -26,7 +26,6 @@ class Terminal:
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:  # the child: only what is safe after a fork
             os.chdir(cwd)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as from a terminal, also where it is ignored here
             os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             size = {"COLUMNS": str(COLUMNS), "LINES": str(ROWS)}  # parallel tests are told other ones
             environment = os.environ | size | {"TERM": "xterm", "OMP_NUM_THREADS": "1"} | variables

@@ -79,7 +79,6 @@ def start(place, code="from owner.cli import main; main()", more=(), **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as from a terminal
         **options,
     )
 

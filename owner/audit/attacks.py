@@ -19,7 +19,7 @@ from shared.batches import Rows, Windows, collate
 from shared.bundle import Bundle
 from shared.losses import logits_of
 from shared.materializing import comparison_slm, materialize
-from shared.progress import show
+from shared.progress import per_second, show
 
 ROWS = 8
 """Windows that go through the model together."""
@@ -60,7 +60,7 @@ def token_figures(model: PreTrainedModel, windows: Windows) -> list[TokenFigures
             length = int(windows.length[window])
             found.append(TokenFigures(nats[row, :length].numpy(), is_likeliest[row, :length].numpy()))
             run += length
-        show(run, total, "tokens", f"{run / max(1e-9, time.monotonic() - began_s) / 1000:.1f}k tokens/s")
+        show(run, total, "tokens", f"{per_second(run, began_s) / 1000:.1f}k tokens/s")
     return found
 
 

@@ -21,7 +21,7 @@ from owner.documents.intervals import Interval, ratio_interval
 from owner.models.loading import LanguageModel, read_run
 from owner.models.texts import Texts
 from shared.batches import IGNORED
-from shared.progress import show, stage
+from shared.progress import per_second, show, stage
 
 WINDOW_TOKENS = 2048
 """Longest window, <s> included, for models with a longer context too: bounds memory. Ours."""
@@ -89,8 +89,8 @@ def score(model: LanguageModel, texts: list[str], name: str = "score") -> Scores
         windows += [_Window(document, *pair) for pair in cut_overlapping(ids, model.begin_id, window_tokens)]
     nats = np.zeros(len(texts))
     windows.sort(key=lambda window: len(window.input_ids))
-    run, total = 0, sum(len(window.input_ids) for window in windows)
-    scored = 0
+    run = scored = 0
+    total = sum(len(window.input_ids) for window in windows)
     with stage(name):
         began_s = time.monotonic()
         for batch in _batches(windows):
@@ -98,9 +98,8 @@ def score(model: LanguageModel, texts: list[str], name: str = "score") -> Scores
                 nats[window.document] += found
                 run += len(window.input_ids)
                 scored += sum(label != IGNORED for label in window.labels)
-            rate = run / max(1e-9, time.monotonic() - began_s)
-            figures = f"{nats.sum() / scored:.3f} nats/token · {rate / 1000:.1f}k tokens/s"
-            show(run, total, "tokens", figures)
+            rate = per_second(run, began_s) / 1000
+            show(run, total, "tokens", f"{nats.sum() / scored:.3f} nats/token · {rate:.1f}k tokens/s")
     n_bytes = np.asarray([len(text.encode()) for text in texts], np.float64)
     return Scores(nats, tokens, n_bytes, unknown, window_tokens)
 

@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from owner.models.loading import LanguageModel
 from shared.errors import PlanearlyError
-from shared.progress import show, stage
+from shared.progress import per_second, show, stage
 
 
 class _Shown(BaseStreamer):
@@ -23,8 +23,7 @@ class _Shown(BaseStreamer):
     def put(self, value: torch.Tensor) -> None:
         """Count one more."""
         self.written += 1
-        rate = self.written / max(1e-9, time.monotonic() - self.began_s)
-        show(self.written, self.most, "tokens", f"{rate:.0f} tokens/s")
+        show(self.written, self.most, "tokens", f"{per_second(self.written, self.began_s):.0f} tokens/s")
 
     def end(self) -> None:
         """Nothing is left to tell."""
